@@ -1,0 +1,206 @@
+"""The provider contract: everything the service may ask of a cloud, and every way a cloud may refuse.
+
+A provider knows one cloud's API and nothing else. It is synchronous, keeps nothing between calls but its
+client and caches, never waits, and never retries: waiting, retrying, rate limits and the choice of the next
+offering belong to the service, which runs these calls in a bounded thread pool.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+
+class Market(enum.StrEnum):
+    """How the capacity is bought."""
+
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+
+
+class InstanceState(enum.StrEnum):
+    """What the cloud says of an instance, reduced to what the service decides by."""
+
+    PENDING = "pending"  # accepted, not running yet; may have an address already
+    RUNNING = "running"
+    STOPPED = "stopped"  # exists (and may cost money), but runs nothing: a pod VM never comes back from it
+    TERMINATING = "terminating"  # going away by itself; nothing left to ask for
+    FAILED = "failed"  # exists, but the cloud gave up on it; must be terminated
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """What can be asked for: instance type x zone x market.
+
+    `vcpus` and `memory_mib` are what the instance has. A `flexible` offering (libvirt) has no fixed size:
+    the numbers are its defaults, and sizing replaces them with what the pod asks for.
+    """
+
+    instance_type: str
+    zone: str
+    vcpus: int
+    memory_mib: int
+    market: Market = Market.ON_DEMAND
+    arch: str = "x86_64"
+    gpus: int = 0
+    gpu_model: str = ""
+    flexible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns an instance. Set in the create call itself, so that no instance is ever without owner."""
+
+    cluster: str
+    node: str
+    sandbox_id: str
+    pod_namespace: str
+    pod_name: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerScope:
+    """Whose instances to list. Instances of any other cluster or node are never returned."""
+
+    cluster: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """One launch attempt, exactly as the ledger recorded it. The same request twice makes one instance.
+
+    `name` is unique per attempt and valid as a host name (63 characters of [a-z0-9-]). `token` is at most
+    64 ASCII characters. `user_data` is the cloud-config text, sent byte for byte. `image` is the one
+    this attempt must boot ("" means the provider's configured image).
+    """
+
+    name: str
+    token: str
+    owner: Owner
+    offering: Offering
+    user_data: bytes = field(repr=False)  # holds the pod VM's TLS key: never in a log or a traceback
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance as the cloud knows it now. `id` is the cloud's own; `addresses` are IP addresses."""
+
+    id: str
+    name: str
+    state: InstanceState
+    owner: Owner | None = None
+    addresses: tuple[str, ...] = ()
+    instance_type: str = ""
+    zone: str = ""
+    created_at: datetime | None = None  # timezone-aware; None where the cloud does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration or the cloud, found without creating anything."""
+
+    key: str  # the setting to change, e.g. "LIBVIRT_POOL"; "" when no setting is to blame
+    message: str  # a sentence naming the value and what is allowed
+
+
+class CapacityScope(enum.StrEnum):
+    """How much of the offering space a capacity error rules out."""
+
+    OFFERING = "offering"  # this type in this zone in this market
+    ZONE = "zone"
+    MARKET = "market"
+
+
+class ProviderError(Exception):
+    """A cloud said no, or did not say. `reason` is a stable CamelCase word; str() is a sentence for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class CapacityError(ProviderError):
+    """The cloud has none of this left now. Another offering may work; this one may work later."""
+
+    def __init__(self, reason: str, message: str, scope: CapacityScope = CapacityScope.OFFERING) -> None:
+        super().__init__(reason, message)
+        self.scope = scope
+
+
+class QuotaError(ProviderError):
+    """The account may have no more of this. Another family may work; waiting rarely helps."""
+
+
+class ThrottledError(ProviderError):
+    """Too many calls. `retry_after` is the server's own word in seconds, if it gave one."""
+
+    def __init__(self, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(reason, message)
+        self.retry_after = retry_after
+
+
+class DeniedError(ProviderError):
+    """The credentials are wrong or lack a right. Permanent until a human acts."""
+
+
+class InvalidRequestError(ProviderError):
+    """The request can never work as it is: bad image, unknown network, type not offered. Permanent."""
+
+
+class UnavailableError(ProviderError):
+    """The cloud was not reached, and certainly did nothing. Worth retrying as it is."""
+
+
+class UnknownOutcomeError(ProviderError):
+    """No answer, or one that does not say whether the cloud acted. Repeat with the same token; never assume."""
+
+
+class Provider(Protocol):
+    """One cloud. Calls block for as long as the API takes and may come from several threads at once."""
+
+    name: str
+    watch_interval: float
+    """Seconds between two `instances` calls while a launch is pending: what this API affords."""
+
+    def offerings(self) -> Sequence[Offering]:
+        """Everything that may be asked for, in no particular order. May be cached by the provider."""
+        ...
+
+    def launch(self, request: LaunchRequest) -> Instance:
+        """Ask for one instance and return as soon as the cloud accepted. Idempotent by name and token."""
+        ...
+
+    def instances(self, scope: OwnerScope) -> list[Instance]:
+        """Every instance of this owner that exists in any state, with its addresses, in as few calls as can be."""
+        ...
+
+    def terminate(self, instance_id: str) -> None:
+        """Ask for the end of an instance and everything that came with it. Absent means success."""
+        ...
+
+    def discard(self, request: LaunchRequest) -> None:
+        """Undo a launch of which no instance id is known: afterwards nothing of it exists, whether it was
+        never sent, half done or accepted. Idempotent."""
+        ...
+
+    def check(self) -> list[Problem]:
+        """Everything wrong that can be seen without creating anything, all at once."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections. No call may follow."""
+        ...
+
+
+class ConfigError(Exception):
+    """The configuration cannot work. Lists every problem at once, each with its key."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(f"{p.key}: {p.message}" if p.key else p.message for p in problems))
+        self.problems = tuple(problems)

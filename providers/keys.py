@@ -1,0 +1,81 @@
+"""How configuration keys are read: one pydantic model per subject, one alias per key, every error at once.
+
+Keys arrive as environment variables (on Kubernetes from `peer-pods-cm` and `peer-pods-secret` by envFrom).
+An empty value counts as unset, as the incumbent has it, for ConfigMaps list keys with empty values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
+
+from providers.base import ConfigError, Problem
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def _duration(value: Any) -> Any:
+    """Seconds from Go's duration syntax ("5m", "1h30m", "250ms"), which the ConfigMap's users write."""
+    if not isinstance(value, str):
+        return value
+    seconds, at = 0.0, 0
+    for part in _DURATION_PART.finditer(value):
+        if part.start() != at:
+            break
+        seconds, at = seconds + float(part[1]) * _UNITS[part[2]], part.end()
+    if at == 0 or at != len(value):
+        raise ValueError('must be a duration such as "30s", "5m" or "1h30m"')
+    return seconds
+
+
+def _flag(value: Any) -> Any:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word not in ("true", "1", "false", "0"):
+            raise ValueError("must be true or false")
+        return word in ("true", "1")
+    return value
+
+
+def _csv(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+"""Seconds."""
+Flag = Annotated[bool, BeforeValidator(_flag)]
+CsvList = Annotated[tuple[str, ...], BeforeValidator(_csv)]
+Secret = SecretStr
+
+
+class Keys(BaseModel):
+    """Base of every set of keys. Each field's alias is its key; its description is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, validate_default=True)
+
+
+K = TypeVar("K", bound=Keys)
+
+
+def read_keys(model: type[K], environ: Mapping[str, str]) -> K:
+    """Read a set of keys. Raises ConfigError naming each bad key, its value and what is allowed."""
+    given = {key: value for key, value in environ.items() if value.strip()}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError([_problem(model, detail) for detail in error.errors()]) from None
+
+
+def _problem(model: type[Keys], detail: Any) -> Problem:
+    place = str(detail["loc"][0]) if detail["loc"] else ""
+    field = model.model_fields.get(place)
+    key = (field.alias if field else None) or place
+    if detail["type"] == "missing":
+        return Problem(key, f"is required. {field.description if field and field.description else ''}".strip())
+    secret = any(f.alias == key and f.annotation is SecretStr for f in model.model_fields.values())
+    shown = "" if secret else f"{detail['input']!r} is not allowed: "
+    return Problem(key, shown + str(detail["msg"]).removeprefix("Value error, "))
