@@ -201,3 +201,13 @@ def instance_name(pod_name: str, sandbox_id: str, number: int) -> str:
     tail = f"-{short[:8]}" + (f"-{number}" if number > 1 else "")
     pod = re.sub(r"[^a-z0-9-]", "-", pod_name.lower())
     return f"podvm-{pod}"[: NAME_LIMIT - len(tail)].rstrip("-") + tail
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """What a caller says of a new sandbox, as it came: nothing in it is checked yet, annotations are untrusted."""
+
+    id: str
+    annotations: dict[str, str]
+    netns_path: str  # "" for a pod on the host's network
+    door: Door

@@ -71,11 +71,11 @@ def read_keys(model: type[K], environ: Mapping[str, str]) -> K:
 
 
 def _problem(model: type[Keys], detail: Any) -> Problem:
-    place = str(detail["loc"][0]) if detail["loc"] else ""
-    field = model.model_fields.get(place)
-    key = (field.alias if field else None) or place
+    # Only field errors can come here: a check of the whole model would have every key, secrets included, as its input.
+    key = str(detail["loc"][0])
+    field = next((f for name, f in model.model_fields.items() if key in (f.alias, name)), None)
     if detail["type"] == "missing":
         return Problem(key, f"is required. {field.description if field and field.description else ''}".strip())
-    secret = any(f.alias == key and f.annotation is SecretStr for f in model.model_fields.values())
+    secret = field is None or "SecretStr" in str(field.annotation)
     shown = "" if secret else f"{detail['input']!r} is not allowed: "
     return Problem(key, shown + str(detail["msg"]).removeprefix("Value error, "))

@@ -14,6 +14,8 @@ from caa.ttrpc.protobuf import LEN, DecodeError, Message, field, read_fields
 HEADER = struct.Struct(">IIBB")
 # 4 MiB, what every ttrpc implementation accepts; a longer one is answered with RESOURCE_EXHAUSTED.
 MAX_DATA = 4 << 20
+# Characters of an error message that are sent: no person reads more, and the answer stays far below the limit above.
+_MAX_TEXT = 16 << 10
 
 REQUEST, RESPONSE, DATA = 1, 2, 3
 # Flags. All of Kata's calls are unary and carry none.
@@ -93,8 +95,9 @@ def response_frame(stream_id: int, payload: bytes) -> bytes:
 
 
 def error_frame(stream_id: int, code: int, text: str) -> bytes:
-    """An answer that says what went wrong."""
-    return frame(stream_id, RESPONSE, Response(status=Status(code=code, message=text)).encode())
+    """An answer that says what went wrong. Any text will do: a long one is cut, what is not Unicode is replaced."""
+    message = text[:_MAX_TEXT].encode("utf-8", "replace").decode()
+    return frame(stream_id, RESPONSE, Response(status=Status(code=code, message=message)).encode())
 
 
 def peek_method(request: bytes | memoryview) -> tuple[str, str]:

@@ -6,7 +6,6 @@ fields it has never heard of, byte for byte. The tests hold this codec against t
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self
@@ -129,7 +128,7 @@ class Message:
             if spec is None:
                 continue
             if spec.shape == "map":
-                key, value = _map_entry(spec, raw)
+                key, value = _map_entry(spec, wire_type, raw)
                 values.setdefault(spec.name, {})[key] = value
             elif spec.shape == "list" and wire_type == LEN and spec.kind in (int, bool):  # packed numbers
                 values.setdefault(spec.name, []).extend(_packed(spec, raw))
@@ -155,8 +154,13 @@ class Message:
         return b"".join(out)
 
 
-@functools.cache
+_known_specs: dict[type[Message], dict[int, _Spec]] = {}
+
+
 def _specs(cls: type[Message]) -> dict[int, _Spec]:
+    specs = _known_specs.get(cls)
+    if specs is not None:
+        return specs
     specs = {}
     for name, hint in typing.get_type_hints(cls).items():
         args = typing.get_args(hint)
@@ -164,6 +168,7 @@ def _specs(cls: type[Message]) -> dict[int, _Spec]:
         kind = next(arg for arg in args if arg is not type(None)) if args else hint
         number = getattr(cls, name)
         specs[number] = _Spec(name, number, kind, "map" if origin is dict else "list" if origin is list else "one")
+    _known_specs[cls] = specs  # only when complete: another thread may be reading
     return specs
 
 
@@ -205,8 +210,8 @@ def _packed(spec: _Spec, raw: int | memoryview) -> Iterator[Any]:
         yield _scalar(spec, VARINT, value)
 
 
-def _map_entry(spec: _Spec, raw: int | memoryview) -> tuple[str, str]:
-    if isinstance(raw, int):
+def _map_entry(spec: _Spec, wire_type: int, raw: int | memoryview) -> tuple[str, str]:
+    if wire_type != LEN or isinstance(raw, int):
         raise DecodeError(f"field {spec.name} must be a map")
     entry = {1: "", 2: ""}
     for number, wire_type, value in read_fields(raw):

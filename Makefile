@@ -1,0 +1,72 @@
+# Two commands on a fresh Debian 12 as root do everything: `make demo` and `make test`.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The worker node: QEMU and libvirt, and what builds libvirt's Python binding.
+PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
+  qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
+  iptables iproute2 \
+  mmdebstrap e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi
+# Only the tests: a real PostgreSQL.
+TEST_PACKAGES := postgresql
+
+.PHONY: help demo serve test soak bench lint format lock lab clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: lab ## two sandboxes on real VMs, a killed service, nothing left behind
+	$(BIN)/python -m tests.demo
+
+serve: lab ## the service on this machine's libvirt, in the foreground
+	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa image ensure
+	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa serve
+
+test: lint lab ## everything, with the count at the end
+	@$(call install,$(TEST_PACKAGES))
+	$(BIN)/pytest
+
+soak: lab ## the long fault runs
+	CAA_SOAK=1 $(BIN)/pytest tests/faults
+
+bench: $(VENV)/.installed ## timings, as ratios measured in one run
+	$(BIN)/python -m tests.bench.bench_relay
+
+lint: $(VENV)/.installed ## style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lab: $(VENV)/.installed ## libvirt with its network and pool, as far as they do not run yet
+	tests/lab/host.sh up
+
+lock: ## write requirements.lock anew; needs uv
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header -q -o requirements.lock
+
+clean: ## remove what make made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+define install
+missing=$$(dpkg-query -W -f '$${Package} $${db:Status-Abbrev}\n' $(1) 2>/dev/null | awk '$$2 == "ii" {print $$1}' \
+  | sort | comm -13 - <(printf '%s\n' $(1) | sort)); \
+if [ -n "$$missing" ]; then \
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+fi
+endef
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(call install,$(PACKAGES))
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,54 @@
+"""How the control plane makes sure that `caa proxy` runs, in a process that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from caa.agentproxy.control import ProxyControl
+from caa.ttrpc.frames import StatusError
+
+# A Python process with few imports listens after about 0.2 s; a loaded machine gets ten times the patience twice over.
+START_SECONDS = 5.0
+POLL_SECONDS = 0.02
+PASSED_ON = frozenset({"PATH", "PYTHONPATH", "LANG", "TZ"})
+
+
+async def ensure_proxy(run_dir: Path, state_dir: Path) -> None:
+    """Return when a proxy answers; start one, detached, if none does. Raises OSError if it will not start.
+
+    The new process has a session of its own and no pipe to this one, so nothing that happens here reaches it.
+    """
+    if await _answers(run_dir):
+        return
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    log_file = run_dir / "proxy.log"
+    # Not the whole environment: the cloud's credentials are in it, and the proxy needs none.
+    environment = {key: value for key, value in os.environ.items() if key in PASSED_ON}
+    with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "caa.cli.main", "proxy"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment | {"CAA_RUN_DIR": str(run_dir), "CAA_STATE_DIR": str(state_dir)},
+        )
+    for _ in range(int(START_SECONDS / POLL_SECONDS)):
+        if await _answers(run_dir):
+            return
+        if process.poll() not in (None, 0):  # 0: another one was quicker, which answers soon
+            break
+        await asyncio.sleep(POLL_SECONDS)
+    raise OSError(f"the agent proxy did not start within {START_SECONDS:g} s; its log is {log_file}")
+
+
+async def _answers(run_dir: Path) -> bool:
+    try:
+        await ProxyControl(str(run_dir)).version()
+    except (OSError, TimeoutError, StatusError):
+        return False
+    return True

@@ -1,0 +1,211 @@
+"""What the REST interface takes and gives, and how records become that.
+
+Never part of an answer: user data, idempotency tokens, keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from caa.api.reader import SandboxRecord
+from caa.errors import InvalidInputError
+from caa.ledger import Cursor
+from caa.sandbox import Event, Sandbox, SandboxState
+
+# Kubernetes' own limit for the annotations of one object.
+ANNOTATION_BYTES = 256 * 1024
+# What a person, or one page of a table, can take; a page of 1000 is about 1 MB.
+PAGE_DEFAULT, PAGE_LIMIT = 100, 1000
+
+SandboxId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64),
+    Field(description="Letters, digits, '_', '.' and '-', beginning with a letter or digit; at most 64."),
+]
+
+
+class Model(BaseModel):
+    """Base of everything below."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NewSandbox(Model):
+    """What POST /v1/sandboxes takes."""
+
+    id: SandboxId
+    annotations: dict[str, Annotated[str, StringConstraints(max_length=ANNOTATION_BYTES)]] = Field(
+        description="As Kata gives them. io.kubernetes.cri.sandbox-name and io.kubernetes.cri.sandbox-namespace name "
+        "the pod and are required."
+    )
+    network_namespace_path: Annotated[str, StringConstraints(pattern=r"^(/.*)?$", max_length=4095)] = Field(
+        "", description="Absolute path of the pod's network namespace; empty for a pod on the host's network."
+    )
+
+
+class Pod(Model):
+    """The pod a sandbox is of."""
+
+    namespace: str
+    name: str
+
+
+class Failure(Model):
+    """What went wrong."""
+
+    reason: str = Field(description="A stable CamelCase word.")
+    detail: str = Field(description="A sentence for people.")
+
+
+class InstanceView(Model):
+    """The newest instance of a sandbox, as it was last seen."""
+
+    id: str = Field(description="The cloud's own id.")
+    name: str
+    type: str
+    zone: str
+    market: str
+    address: str | None
+    image: str = Field(description="The image asked for; empty for the one that is configured.")
+
+
+class SandboxView(Model):
+    """A sandbox."""
+
+    id: str
+    state: SandboxState
+    pod: Pod
+    node: str
+    cluster: str
+    agent_socket_path: str
+    network_namespace_path: str
+    failure: Failure | None
+    created_at: datetime
+    changed_at: datetime = Field(description="When the state last changed.")
+    instance: InstanceView | None
+    attempts: int = Field(description="How many launch attempts were made.")
+
+
+class SandboxPage(Model):
+    """Sandboxes, oldest first."""
+
+    sandboxes: list[SandboxView]
+    next_cursor: str | None = Field(description="Give this as `cursor` for the next page; null on the last one.")
+
+
+class EventView(Model):
+    """Something that happened to a sandbox."""
+
+    id: int
+    at: datetime
+    kind: str = Field(description="A stable CamelCase word.")
+    message: str
+    attempt: int | None
+    data: dict[str, str | int | float | bool]
+
+
+class EventPage(Model):
+    """Events, oldest first."""
+
+    events: list[EventView]
+    next_after: int = Field(description="Give this as `after` for what comes later; there may be nothing yet.")
+
+
+class StoppedState(StrEnum):
+    """The states of a sandbox that was told to stop, and one for an id nobody knows."""
+
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Stopped(Model):
+    """The answer to a stop. What is left to remove is removed by the service, whoever is still listening."""
+
+    id: str
+    state: StoppedState
+
+
+class Version(Model):
+    """The service's own."""
+
+    version: str
+
+
+class Healthy(Model):
+    """All is well."""
+
+    status: str = "ok"
+
+
+def sandbox_view(record: SandboxRecord) -> SandboxView:
+    """A sandbox as callers see it."""
+    sandbox = record.sandbox
+    return SandboxView(
+        id=sandbox.id,
+        state=sandbox.state,
+        pod=Pod(namespace=sandbox.pod_namespace, name=sandbox.pod_name),
+        node=sandbox.node,
+        cluster=sandbox.cluster,
+        agent_socket_path=sandbox.socket_path,
+        network_namespace_path=sandbox.netns_path,
+        failure=Failure(reason=sandbox.failure_reason, detail=sandbox.failure) if sandbox.failure_reason else None,
+        created_at=sandbox.created_at,
+        changed_at=sandbox.changed_at,
+        instance=_instance(record),
+        attempts=len(record.attempts),
+    )
+
+
+def event_view(event: Event) -> EventView:
+    """An event as callers see it."""
+    assert event.id is not None  # the ledger gives every stored event one
+    return EventView(
+        id=event.id, at=event.at, kind=event.kind, message=event.message, attempt=event.attempt, data=event.data
+    )
+
+
+def stopped_view(sandbox_id: str, sandbox: Sandbox | None) -> Stopped:
+    """The answer to a stop; None is an id nobody knows."""
+    return Stopped(id=sandbox_id, state=StoppedState(sandbox.state) if sandbox else StoppedState.UNKNOWN)
+
+
+def _instance(record: SandboxRecord) -> InstanceView | None:
+    for attempt in reversed(record.attempts):
+        if attempt.instance_id:
+            return InstanceView(
+                id=attempt.instance_id,
+                name=attempt.name,
+                type=attempt.offering.instance_type,
+                zone=attempt.offering.zone,
+                market=attempt.offering.market,
+                address=attempt.addresses[0] if attempt.addresses else None,
+                image=attempt.image,
+            )
+    return None
+
+
+_CURSOR: TypeAdapter[Cursor] = TypeAdapter(Cursor)
+
+
+def cursor_text(sandbox: Sandbox) -> str:
+    """Where a page that ends with `sandbox` ended. Opaque to callers, so that the order may change one day."""
+    return base64.urlsafe_b64encode(_CURSOR.dump_json((sandbox.created_at, sandbox.id))).decode().rstrip("=")
+
+
+def read_cursor(text: str) -> Cursor:
+    """The other way. Raises InvalidInputError."""
+    try:
+        at, sandbox_id = _CURSOR.validate_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if at.tzinfo is None:
+            raise ValueError("no time zone")
+    except (binascii.Error, ValidationError, ValueError):
+        raise InvalidInputError("cursor", f"cursor {text[:100]!r} is none that this service gave") from None
+    return at, sandbox_id

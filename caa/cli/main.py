@@ -1,0 +1,125 @@
+"""The one command, `caa`. Only the module of the subcommand that was asked for is loaded.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong use; 3 the service cannot be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Protocol, cast
+
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
+INTERRUPTED = 130  # what shells report for an end by SIGINT
+
+
+class Command(Protocol):
+    """A module with subcommands of its own."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare subcommands and options."""
+        ...
+
+    def run(self, args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+        """Do it; returns the exit code."""
+        ...
+
+
+# Commands that are modules of this package: name -> (module, what it is for).
+MODULES = {
+    "sandbox": ("caa.cli.sandbox", "list, show, create, start and stop sandboxes"),
+    "image": ("caa.cli.image", "the image that pod VMs boot"),
+    "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
+}
+COMMANDS = {
+    "serve": "run the service of this worker node",
+    "proxy": "run the agent proxy of this worker node (started by `caa serve` where none runs)",
+    **{name: summary for name, (_, summary) in MODULES.items()},
+    "version": "show the version",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that guesses what was meant, and takes no abbreviations: they break when options are added."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(choices)}"
+        raise argparse.ArgumentError(action, f"there is no {str(value)!r}{hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point: reads the command line, returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has enough. Nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    match args.command:
+        case "serve":
+            from caa.service import run
+
+            return run(os.environ)
+        case "proxy":
+            from caa.agentproxy.main import run as run_proxy
+
+            run_dir, state_dir = _directory("CAA_RUN_DIR", "/run/peerpod"), _directory("CAA_STATE_DIR", "/var/lib/caa")
+            return run_proxy(run_dir, state_dir)
+        case "version":
+            import caa
+
+            print(caa.__version__)
+            return 0
+        case name:
+            return _module(name).run(args, os.environ)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = Parser(prog="caa", description="Cloud API adaptor for Kata Containers peer pods.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command and name in MODULES:
+            _module(name).add_arguments(subparser)
+    return parser
+
+
+def _module(name: str) -> Command:
+    return cast(Command, importlib.import_module(MODULES[name][0]))
+
+
+def _directory(key: str, default: str) -> str:
+    """Read without `caa.settings`, whose libraries the proxy does not carry; by the same rules."""
+    value = os.environ.get(key, "").strip() or default
+    if not value.startswith("/"):
+        fail(f"{key}: {value!r} is not allowed: must be an absolute path")
+    return value
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Say what is wrong and end."""
+    print(f"caa: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What people see: tables and lists on a terminal. Nothing that came from outside can move the cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SHORT_ID = 12
+# Where output is read by a program or a pager, lines are never folded.
+_UNFOLDED = 10_000
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under headings."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(_plain(cell)) for cell in row))
+    console.print(grid)
+
+
+def sandbox_table(sandboxes: Iterable[dict[str, Any]], now: datetime) -> None:
+    """One line a sandbox."""
+    table(
+        ("SANDBOX", "STATE", "POD", "NODE", "INSTANCE", "TYPE", "ADDRESS", "AGE"), [_row(one, now) for one in sandboxes]
+    )
+
+
+def sandbox_details(sandbox: dict[str, Any], events: Iterable[dict[str, Any]]) -> None:
+    """Everything about one, and what happened to it."""
+    failure, instance = sandbox["failure"], sandbox["instance"]
+    rows = [
+        ("Sandbox", sandbox["id"]),
+        ("State", f"{sandbox['state']} since {_time(sandbox['changed_at'])}"),
+        ("Pod", f"{sandbox['pod']['namespace']}/{sandbox['pod']['name']}"),
+        ("Node", f"{sandbox['node']} in cluster {sandbox['cluster']}"),
+        ("Created", _time(sandbox["created_at"])),
+        ("Agent socket", sandbox["agent_socket_path"]),
+        ("Network", sandbox["network_namespace_path"] or "the host's"),
+        ("Attempts", str(sandbox["attempts"])),
+    ]
+    if failure:
+        rows.append(("Failure", f"{failure['reason']}: {failure['detail']}"))
+    if instance:
+        placed = f"{instance['type']} in {instance['zone'] or 'no zone'}, {instance['market']}"
+        rows.append(("Instance", f"{instance['id']} ({instance['name']})"))
+        rows.append(("Placed", placed))
+        rows.append(("Address", instance["address"] or "none yet"))
+    table(("", ""), rows)
+    happened = [(_time(event["at"]), event["kind"], event["message"]) for event in events]
+    if happened:
+        print()
+        table(("WHEN", "EVENT", ""), happened)
+
+
+def _row(sandbox: dict[str, Any], now: datetime) -> tuple[str, ...]:
+    instance = sandbox["instance"] or {}
+    state = sandbox["state"] + (f" ({sandbox['failure']['reason']})" if sandbox["failure"] else "")
+    return (
+        sandbox["id"][:SHORT_ID],
+        state,
+        f"{sandbox['pod']['namespace']}/{sandbox['pod']['name']}",
+        sandbox["node"],
+        instance.get("id") or "-",
+        instance.get("type") or "-",
+        instance.get("address") or "-",
+        age((now - datetime.fromisoformat(sandbox["created_at"])).total_seconds()),
+    )
+
+
+def age(seconds: float) -> str:
+    """A length of time in its largest unit: 59s, 3m, 5h, 12d. Clocks that disagree give 0s."""
+    whole = max(0, int(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def _time(text: str) -> str:
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _plain(text: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

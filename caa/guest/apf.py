@@ -1,0 +1,97 @@
+"""apf.json: what the worker tells the forwarder of this pod VM.
+
+Only the TLS part is read here. Keys match whatever their case, as in the Go program that wrote this format first;
+unknown keys are somebody else's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIG = Path("/run/peerpod/apf.json")
+# Where an image that brings its own certificates has them, for a worker that sends none.
+IMAGE_CERTIFICATES = Path("/etc/certificates")
+MAX_BYTES = 256 << 10  # as the user data it comes in
+
+
+class ConfigError(Exception):
+    """apf.json cannot work. Names the key, never its value: the values are keys of another kind."""
+
+
+class Identity(NamedTuple):
+    """PEM texts: what the forwarder shows, and the only certificate (or its issuer) it lets in."""
+
+    certificate: str
+    key: str
+    client_ca: str
+    minimum: ssl.TLSVersion
+
+    def __repr__(self) -> str:
+        return "Identity(...)"
+
+
+_MINIMUM = {"": ssl.TLSVersion.TLSv1_2, "VersionTLS12": ssl.TLSVersion.TLSv1_2, "VersionTLS13": ssl.TLSVersion.TLSv1_3}
+
+
+def read_identity(config: Path = CONFIG, certificates: Path = IMAGE_CERTIFICATES) -> Identity:
+    """The TLS part of apf.json. Raises ConfigError."""
+    try:
+        with config.open("rb") as file:
+            text = file.read(MAX_BYTES)
+        document: Any = json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read {config}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{config} is not JSON") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{config} is not a JSON object")
+    given = {key.lower(): value for key, value in document.items()}
+    minimum = _text(given, "tls-min-version")
+    if minimum not in _MINIMUM:
+        raise ConfigError(f"tls-min-version: {minimum[:40]!r} is not allowed: VersionTLS12 or VersionTLS13")
+    return Identity(
+        certificate=_text(given, "tls-server-cert") or _image_file("tls-server-cert", certificates / "tls.crt"),
+        key=_text(given, "tls-server-key") or _image_file("tls-server-key", certificates / "tls.key"),
+        client_ca=_text(given, "tls-client-ca") or _image_file("tls-client-ca", certificates / "ca.crt"),
+        minimum=_MINIMUM[minimum],
+    )
+
+
+def _text(given: dict[str, Any], key: str) -> str:
+    value = given.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{key} must be text")
+    return value or ""
+
+
+def _image_file(key: str, path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{key} is missing, and the image has no {path}") from None
+
+
+def server_context(identity: Identity) -> ssl.SSLContext:
+    """Mutual TLS. Raises ConfigError naming the key whose PEM does not work."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = identity.minimum
+    context.verify_mode = ssl.CERT_REQUIRED
+    # The worker's certificate is its own trust anchor, but no CA; OpenSSL takes that only as a partial chain.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # Python reads keys from files only, so the file is one in memory that no path leads to.
+    with os.fdopen(os.memfd_create("tls"), "wb") as file:
+        file.write(f"{identity.certificate}\n{identity.key}\n".encode())
+        file.flush()
+        try:
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+        except (ssl.SSLError, OSError):
+            raise ConfigError("tls-server-cert and tls-server-key are not a certificate and its key") from None
+    try:
+        context.load_verify_locations(cadata=identity.client_ca)
+    except (ssl.SSLError, ValueError):
+        raise ConfigError("tls-client-ca is not a certificate") from None
+    return context

@@ -1,0 +1,55 @@
+"""Entry of the pod VM's services: `python3 -m caa.guest.main userdata|forward|standin-agent`.
+
+Each command imports its own part only. Exit codes: 0 done, 1 an error, told in one line, 2 wrong command.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from caa.guest.log import log
+
+
+def _userdata() -> None:
+    from caa.guest.seed import mount_seed
+    from caa.guest.userdata import SOURCE, provision
+
+    mount_seed(SOURCE.parent)
+    provision()
+
+
+def _forward() -> None:
+    from caa.guest.forwarder import Forwarder
+
+    Forwarder().run()
+
+
+def _standin_agent() -> None:
+    from caa.guest.standin_agent import StandinAgent
+
+    StandinAgent().run()
+
+
+COMMANDS = {"userdata": _userdata, "forward": _forward, "standin-agent": _standin_agent}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    command = COMMANDS.get(arguments[0]) if len(arguments) == 1 else None
+    if command is None:
+        log(f"usage: python3 -m caa.guest.main {'|'.join(COMMANDS)}")
+        return 2
+    try:
+        command()
+    except Exception as error:  # the guest's last resort: systemd starts the service again
+        log(f"{arguments[0]}: {error if _is_ours(error) else repr(error)}")
+        return 1
+    return 0
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.startswith("caa.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""The ledger: the only truth about what this service asked the cloud for.
+
+`upgrade` brings a database to this code's schema, `open_ledger` opens it, `Ledger` reads and writes it. Nothing
+outside this package speaks SQL, and nothing of SQLAlchemy leaves it.
+"""
+
+from caa.ledger.errors import (
+    AlreadyExists,
+    AttemptExists,
+    LedgerError,
+    SandboxExists,
+    StaleWriteError,
+)
+from caa.ledger.schema import revision, upgrade
+from caa.ledger.store import Cursor, Ledger, open_ledger
+
+__all__ = [
+    "AlreadyExists",
+    "AttemptExists",
+    "Cursor",
+    "Ledger",
+    "LedgerError",
+    "SandboxExists",
+    "StaleWriteError",
+    "open_ledger",
+    "revision",
+    "upgrade",
+]

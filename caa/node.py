@@ -1,0 +1,89 @@
+"""What every use case on this node works with, handed around as one thing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from caa.agentproxy.control import ProxyControl
+from caa.clock import Clock
+from caa.cloud import Cloud, finish
+from caa.guestconfig import TlsProfile
+from caa.ledger import Ledger
+from caa.pki import NodeKeys
+from caa.sandbox import Event
+from providers.base import OwnerScope
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Ledger calls are short; more threads than this would only queue inside SQLite.
+LEDGER_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTls:
+    """Whose certificates the agent link uses. `keys` is None when the administrator brings them."""
+
+    keys: NodeKeys | None
+    ca_file: str
+    cert_file: str
+    key_file: str
+    profile: TlsProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This worker node: its identity, its ledger, its cloud, its proxy."""
+
+    scope: OwnerScope
+    ledger: Ledger
+    cloud: Cloud
+    proxy: ProxyControl
+    clock: Clock
+    tls: AgentTls
+    pods_dir: Path
+    forwarder_port: int
+    proxy_timeout: float  # seconds
+    initdata: str = ""  # base64(gzip(toml)) for pods that bring none
+    scratch_space: bool = False
+    _ledger_pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
+    )
+
+    async def db(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not."""
+        loop = asyncio.get_running_loop()
+
+        async def in_thread() -> T:
+            return await loop.run_in_executor(self._ledger_pool, lambda: call(*args, **kwargs))
+
+        return await finish(in_thread())
+
+    def event(
+        self,
+        sandbox_id: str,
+        kind: str,
+        message: str,
+        *,
+        attempt: int | None = None,
+        **data: str | int | float | bool,
+    ) -> Event:
+        """An event of now."""
+        return Event(sandbox_id, self.clock.now(), kind, message, attempt, data)
+
+    async def record(
+        self,
+        sandbox_id: str,
+        kind: str,
+        message: str,
+        *,
+        attempt: int | None = None,
+        **data: str | int | float | bool,
+    ) -> None:
+        """Write an event of now."""
+        await self.db(self.ledger.add_event, self.event(sandbox_id, kind, message, attempt=attempt, **data))

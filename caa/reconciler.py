@@ -1,0 +1,153 @@
+"""The loop that looks at ledger, cloud and proxy, asks the planner, and does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from caa.ending import PASSING, Ending
+from caa.ledger import StaleWriteError
+from caa.lifecycle import Lifecycle
+from caa.node import Node
+from caa.reconcile import (
+    Action,
+    CleanUp,
+    End,
+    Graces,
+    Link,
+    MarkSeen,
+    Memory,
+    Reopen,
+    TerminateOrphan,
+    World,
+    observe,
+    plan,
+)
+from caa.sandbox import SandboxState
+from caa.starting import open_agent_socket
+from caa.ttrpc.frames import StatusError
+from providers.base import Instance, ProviderError
+
+log = logging.getLogger(__name__)
+
+# Fast enough that a dead shim's VM is gone a minute later, slow enough that listing costs nothing.
+INTERVAL_SECONDS = 5.0
+
+
+class Reconciler:
+    """Makes what is match what the ledger says should be."""
+
+    def __init__(
+        self,
+        node: Node,
+        lifecycle: Lifecycle,
+        ending: Ending,
+        *,
+        revive_proxy: Callable[[], Awaitable[None]],
+        graces: Graces | None = None,
+    ) -> None:
+        self._node = node
+        self._lifecycle = lifecycle
+        self._ending = ending
+        self._revive_proxy = revive_proxy
+        self._graces = graces or Graces()
+        self._memory = Memory()
+        self._service_started: datetime = node.clock.now()
+
+    async def run(self) -> None:
+        """Once every INTERVAL_SECONDS, for ever. One bad round never ends it."""
+        while True:
+            await self._node.clock.sleep(INTERVAL_SECONDS)
+            try:
+                await self.round()
+            except Exception:
+                log.exception("a reconcile round broke off; the next one looks again")
+
+    async def round(self) -> None:
+        """Look once, plan, act."""
+        world = await self._look()
+        self._memory = observe(world, self._memory)
+        actions = plan(world, self._memory, self._graces)
+        await asyncio.gather(*(self._act(action) for action in actions))
+
+    async def _look(self) -> World:
+        node = self._node
+        # The cloud first: whatever it shows was recorded before, so a later reading of the ledger has it.
+        instances = await self._instances()
+        links = await self._links()
+        sandboxes, attempts = await node.db(node.ledger.snapshot, node.scope.cluster, node.scope.node)
+        return World(
+            now=node.clock.now(),
+            service_started=self._service_started,
+            sandboxes=tuple(sandboxes),
+            attempts=tuple(attempts),
+            instances=instances,
+            links=links,
+            starting_here=self._lifecycle.starting_here,
+            cleaning_here=self._ending.cleaning_here,
+        )
+
+    async def _instances(self) -> tuple[Instance, ...] | None:
+        try:
+            return tuple(await self._node.cloud.instances())
+        except ProviderError as error:
+            log.warning("instances cannot be listed now, so none is judged: %s", error)
+            return None
+
+    async def _links(self) -> dict[str, Link] | None:
+        try:
+            listed = await self._node.proxy.list()
+        except (StatusError, OSError, TimeoutError) as error:
+            log.warning("the agent proxy cannot be asked now, so no shim is judged: %s", error)
+            await self._revive_proxy()
+            return None
+        return {s.id: Link(s.shim_connections, s.agent_seen, s.idle_seconds) for s in listed}
+
+    async def _act(self, action: Action) -> None:
+        try:
+            match action:
+                case End(sandbox_id, reason, message):
+                    log.warning("sandbox %s ends: %s", sandbox_id, message)
+                    await self._lifecycle.end(sandbox_id, reason, message)
+                case CleanUp(sandbox_id):
+                    self._ending.clean_up_soon(sandbox_id)
+                case Reopen(sandbox_id):
+                    await self._reopen(sandbox_id)
+                case MarkSeen(sandbox_id):
+                    await self._mark_seen(sandbox_id)
+                case TerminateOrphan(instance_id, name, sandbox_id):
+                    log.warning("instance %s (%s) belongs to no sandbox and is terminated", name, instance_id)
+                    if sandbox_id:
+                        await self._node.record(
+                            sandbox_id,
+                            "OrphanTerminated",
+                            f"instance {name} belonged to no sandbox",
+                            instance=instance_id,
+                        )
+                    await self._node.cloud.terminate(instance_id)
+        except StaleWriteError:
+            pass  # somebody else moved the sandbox on; the next round looks again
+        except PASSING as error:
+            log.warning("%s failed and will be planned again: %s", type(action).__name__, error)
+
+    async def _reopen(self, sandbox_id: str) -> None:
+        """The proxy was restarted: listen again, so that a shim that comes back finds its agent."""
+        node = self._node
+        sandbox = await node.db(node.ledger.sandbox, sandbox_id)
+        attempts = await node.db(node.ledger.attempts, sandbox_id)
+        current = next((a for a in reversed(attempts) if a.unsettled and a.addresses), None)
+        if sandbox is None or sandbox.state is not SandboxState.RUNNING or current is None:
+            return
+        await open_agent_socket(node, sandbox, current)
+        await node.proxy.connect(sandbox_id, list(current.addresses), node.forwarder_port, node.proxy_timeout)
+        await node.record(sandbox_id, "AgentSocketReopened", "the agent proxy had lost the sandbox")
+
+    async def _mark_seen(self, sandbox_id: str) -> None:
+        node = self._node
+        sandbox = await node.db(node.ledger.sandbox, sandbox_id)
+        if sandbox is not None and sandbox.state is SandboxState.RUNNING:
+            event = node.event(sandbox_id, "ShimConnected", "a shim is connected to the agent socket")
+            await node.db(node.ledger.save_sandbox, dataclasses.replace(sandbox, agent_seen=True), event=event)

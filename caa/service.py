@@ -1,0 +1,193 @@
+"""`caa serve`: puts the parts together, opens the doors, and closes them again.
+
+The order matters to a machine that already runs pods: configuration and cloud are checked before anything is
+made, so a typo leaves nothing behind; the doors are bound before the proxy is started, so a second service on the
+node ends before it disturbs the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from caa import settings as configuration
+from caa.agentproxy.control import ProxyControl
+from caa.agentproxy.spawn import ensure_proxy
+from caa.api.hypervisor import hypervisor_service
+from caa.api.podvminfo import podvminfo_service
+from caa.api.reader import LedgerReader
+from caa.api.rest.app import build_app
+from caa.api.rest.server import RestServer
+from caa.clock import SystemClock
+from caa.cloud import Cloud
+from caa.ending import Ending
+from caa.guestconfig import TlsProfile
+from caa.ledger import Ledger, LedgerError, open_ledger, upgrade
+from caa.lifecycle import Lifecycle
+from caa.logs import set_up_logging
+from caa.node import AgentTls, Node
+from caa.pki import NodeKeys
+from caa.reconciler import Reconciler
+from caa.settings import Settings
+from caa.starting import Starting
+from caa.ttrpc.server import Server
+from providers import registry
+from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
+
+log = logging.getLogger(__name__)
+
+
+def run(environ: Mapping[str, str]) -> int:
+    """Serve until told to stop. Returns the process's exit code; what is wrong goes to stderr, key by key."""
+    try:
+        settings = configuration.load(environ)
+        set_up_logging(settings.log_format, settings.log_level)
+        asyncio.run(_serve(settings, environ))
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"caa: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Health:
+    """What the health routes say."""
+
+    def __init__(self) -> None:
+        self.waiting_for = ["the first reconcile round"]
+
+    def live(self) -> bool:
+        """The event loop answers; nothing else may make an orchestrator kill this process."""
+        return True
+
+    def started(self) -> bool:
+        """The first reconcile round is over."""
+        return not self.waiting_for
+
+    def ready(self) -> list[str]:
+        """Why calls cannot be served now; empty when they can."""
+        return list(self.waiting_for)
+
+
+async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_only_one(settings.state_dir))
+        ledger = _open_ledger(settings)
+        stack.callback(ledger.close)
+        provider = await _open_provider(settings, environ)
+        cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), SystemClock())
+        stack.push_async_callback(cloud.close)
+        node = _node(settings, ledger, cloud)
+        ending = Ending(node)
+        stack.push_async_callback(ending.close)
+
+        async def end_other(sandbox_id: str, reason: str, message: str) -> None:
+            await lifecycle.end(sandbox_id, reason, message)
+
+        lifecycle = Lifecycle(node, Starting(node, ending, end_other), ending)
+        stack.push_async_callback(lifecycle.close)
+        health = Health()
+        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health))
+        await ensure_proxy(settings.run_dir, settings.state_dir)
+        reconciler = Reconciler(
+            node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
+        )
+        await reconciler.round()
+        health.waiting_for.clear()
+        log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
+        rounds = asyncio.create_task(reconciler.run())
+        stack.callback(rounds.cancel)
+        await _told_to_stop()
+        health.waiting_for.append("the service is stopping")
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: Path):  # type: ignore[no-untyped-def]
+    """One service for each state directory: two would each take the other's work for left-overs."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state_dir / "serve.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"{str(state_dir)!r} is in use by another `caa serve`; each needs a directory of its own"
+            raise ConfigError([Problem("CAA_STATE_DIR", text)]) from None
+        yield
+
+
+def _open_ledger(settings: Settings) -> Ledger:
+    try:
+        if settings.ledger_url.startswith("sqlite"):
+            upgrade(settings.ledger_url)  # a file of our own; a shared database is upgraded by `caa db upgrade`
+        return open_ledger(settings.ledger_url)
+    except LedgerError as error:
+        raise ConfigError([Problem("CAA_LEDGER_URL", str(error))]) from error
+
+
+async def _open_provider(settings: Settings, environ: Mapping[str, str]) -> Provider:
+    provider = registry.load(settings.cloud_provider, environ)
+    try:
+        problems = await asyncio.to_thread(provider.check)
+    except ProviderError as error:
+        problems = [Problem("CLOUD_PROVIDER", f"{settings.cloud_provider!r}: {error}")]
+    if problems:
+        provider.close()
+        raise ConfigError(problems)
+    return provider
+
+
+def _node(settings: Settings, ledger: Ledger, cloud: Cloud) -> Node:
+    clock = SystemClock()
+    profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
+    if settings.ca_cert_file:
+        tls = AgentTls(None, settings.ca_cert_file, settings.cert_file, settings.cert_key, profile)
+    else:
+        keys = NodeKeys(settings.state_dir / "tls", clock)
+        tls = AgentTls(keys, str(keys.ca_file), str(keys.client_cert_file), str(keys.client_key_file), profile)
+    return Node(
+        scope=cloud.scope,
+        ledger=ledger,
+        cloud=cloud,
+        proxy=ProxyControl(str(settings.run_dir)),
+        clock=clock,
+        tls=tls,
+        pods_dir=settings.pods_dir,
+        forwarder_port=settings.forwarder_port,
+        proxy_timeout=settings.proxy_timeout,
+        initdata=settings.initdata,
+        scratch_space=settings.enable_scratch_space,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _doors(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health) -> AsyncIterator[None]:
+    """Both front doors, open."""
+    shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
+    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health), settings)
+    try:
+        await shim_door.listen(str(settings.hypervisor_socket))
+    except OSError as error:
+        raise ConfigError([Problem("REMOTE_HYPERVISOR_ENDPOINT", str(error))]) from error
+    try:
+        await rest_door.start()
+        yield
+    finally:
+        await rest_door.stop()
+        await shim_door.close(1.0)
+
+
+async def _told_to_stop() -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    # A second signal means now. Whatever is under way is in the ledger.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: os._exit(1))

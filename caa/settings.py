@@ -1,0 +1,372 @@
+"""The service's own keys: `peer-pods-cm` and `peer-pods-secret` as environment -> typed, checked settings.
+
+The keys of each cloud are read by its provider. Here are the keys the incumbent has for all clouds, under its names,
+and the `CAA_` keys, which are new.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+import socket
+import tomllib
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from providers.base import ConfigError, Problem
+from providers.keys import CsvList, Duration, Flag, Keys, read_keys
+
+# sun_path of Linux: 108 bytes with the terminating zero.
+SUN_PATH_BYTES = 107
+# What the Go shim makes of an agent socket path: it parses it as a URL and splits it at ":".
+_URL_CHARACTERS = frozenset(":%?#")
+# The longest sandbox id a container runtime gives, and the socket's name, which is the incumbent's.
+_LONGEST_AGENT_SOCKET = f"{'0' * 64}/agent.ttrpc"
+# Initdata travels in user data, of which no cloud takes more than 64 KiB; ten times that stops a decompression bomb.
+_INITDATA_LIMIT = 640 * 1024
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where to listen. `host` is a name or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """True when only this machine can connect. A name is judged by itself, not by what it resolves to."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def _host_port(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value == "off":
+        return None
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>\d{1,5})", value)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise ValueError('must be "off", "host:port" or "[IPv6 address]:port" with a port from 1 to 65535')
+    if match["v6"]:
+        try:
+            ipaddress.IPv6Address(match["v6"])
+        except ValueError:
+            raise ValueError("must have an IPv6 address between the brackets") from None
+    return HostPort(match["v6"] or match["host"], int(match["port"]))
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _absolute_if_any(path: str) -> str:
+    return str(_absolute(Path(path))) if path else path
+
+
+def _socket_path(path: Path) -> Path:
+    if len(bytes(_absolute(path))) > SUN_PATH_BYTES:
+        raise ValueError(f"must be at most {SUN_PATH_BYTES} bytes long, the limit of a unix socket's path")
+    return path
+
+
+def _pods_dir(path: Path) -> Path:
+    if _URL_CHARACTERS & set(str(_absolute(path))):
+        raise ValueError('must not contain any of ":%?#", which Kata\'s shim cannot read in an agent socket path')
+    longest = SUN_PATH_BYTES - len(_LONGEST_AGENT_SOCKET) - 1
+    if len(bytes(path)) > longest:
+        raise ValueError(f"must be at most {longest} bytes long, so that an agent socket below it can be bound")
+    return path
+
+
+def _cipher_suites(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"TLS_[A-Z0-9]+_[A-Z0-9_]+", name):
+            raise ValueError(
+                'must be IANA names such as "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", separated by commas'
+            )
+    return names
+
+
+def _more_than_nothing(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError("must be longer than nothing")
+    return seconds
+
+
+def _level(value: Any) -> Any:
+    """Log levels may be written small; what is none stays as it was given, for the error shows it."""
+    return value.upper() if isinstance(value, str) and value.upper() in _LEVELS else value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+OptionalPath = Annotated[str, AfterValidator(_absolute_if_any)]
+"""The agent link takes these as text; "" when not set."""
+SocketPath = Annotated[Path, AfterValidator(_socket_path)]
+# These go into tags and labels of every cloud, of which this is the common alphabet.
+_Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+
+
+class Settings(Keys):
+    """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
+
+    cloud_provider: str = Field(
+        alias="CLOUD_PROVIDER",
+        pattern=r"^[a-z][a-z0-9-]*$",
+        description="The cloud that runs the pod VMs: the name of a provider, such as aws, azure, ibmcloud or libvirt.",
+    )
+    cluster_id: str = Field(
+        "default",
+        alias="CAA_CLUSTER_ID",
+        pattern=_Label,
+        max_length=63,
+        description="Names this cluster in the owner tags of every instance. Must differ between clusters that share "
+        "a cloud account, or each would remove the other's VMs.",
+    )
+    node_name: str = Field(
+        default_factory=socket.gethostname,
+        alias="NODE_NAME",
+        pattern=_Label,
+        max_length=253,
+        description="The name of this worker node. Without it, the machine's host name.",
+    )
+    state_dir: AbsolutePath = Field(
+        Path("/var/lib/caa"),
+        alias="CAA_STATE_DIR",
+        description="Holds what must survive a reboot: the node's keys and, unless told otherwise, the ledger.",
+    )
+    run_dir: AbsolutePath = Field(
+        Path("/run/peerpod"),
+        alias="CAA_RUN_DIR",
+        description="Holds sockets. CAA_API_SOCKET, REMOTE_HYPERVISOR_ENDPOINT and PODS_DIR are below it by default.",
+    )
+    ledger_url: str = Field(
+        "sqlite:////var/lib/caa/ledger.db",
+        alias="CAA_LEDGER_URL",
+        repr=False,  # may hold a password
+        description="The ledger's database: a sqlite or postgresql URL. By default ledger.db in CAA_STATE_DIR.",
+    )
+    api_socket: SocketPath = Field(
+        Path("/run/peerpod/caa.sock"),
+        alias="CAA_API_SOCKET",
+        description="Unix socket of the REST interface, for root only. By default caa.sock in CAA_RUN_DIR.",
+    )
+    api_listen: Annotated[HostPort | None, BeforeValidator(_host_port)] = Field(
+        None,
+        alias="CAA_API_LISTEN",
+        description="Address of the REST interface over TCP, host:port or [IPv6 address]:port; off by default. "
+        "Needs CAA_API_TOKEN_FILE or CAA_API_CLIENT_CA_FILE, and TLS unless the address is a loopback one.",
+    )
+    api_token_file: AbsolutePath | None = Field(
+        None,
+        alias="CAA_API_TOKEN_FILE",
+        description="File with the bearer token that TCP callers must give. Not readable by others; read again "
+        "when it changes.",
+    )
+    api_cert_file: AbsolutePath | None = Field(
+        None, alias="CAA_API_CERT_FILE", description="Certificate chain of the REST interface over TCP, PEM."
+    )
+    api_key_file: AbsolutePath | None = Field(
+        None, alias="CAA_API_KEY_FILE", description="Private key that belongs to CAA_API_CERT_FILE, PEM."
+    )
+    api_client_ca_file: AbsolutePath | None = Field(
+        None,
+        alias="CAA_API_CLIENT_CA_FILE",
+        description="CA certificates, PEM. When set, TCP callers must show a client certificate that one of them "
+        "signed, and the token too if CAA_API_TOKEN_FILE is set.",
+    )
+    hypervisor_socket: SocketPath = Field(
+        Path("/run/peerpod/hypervisor.sock"),
+        alias="REMOTE_HYPERVISOR_ENDPOINT",
+        description="Unix socket that Kata's shim calls. By default hypervisor.sock in CAA_RUN_DIR.",
+    )
+    pods_dir: Annotated[Path, AfterValidator(_pods_dir)] = Field(
+        Path("/run/peerpod/pods"),
+        alias="PODS_DIR",
+        description="Holds a directory per sandbox with its agent socket. By default pods in CAA_RUN_DIR.",
+    )
+    forwarder_port: int = Field(
+        15150, alias="FORWARDER_PORT", ge=1, le=65535, description="TCP port of the agent forwarder in the pod VM."
+    )
+    proxy_timeout: Annotated[Duration, AfterValidator(_more_than_nothing)] = Field(
+        300.0,
+        alias="PROXY_TIMEOUT",
+        description="How long a new pod VM may take until its agent answers, such as 5m.",
+    )
+    ca_cert_file: OptionalPath = Field(
+        "",
+        alias="CACERT_FILE",
+        description="CA that signed the certificate inside the pod VM image, PEM. Set with CERT_FILE and CERT_KEY to "
+        "use your own certificates; without the three, the service makes its own.",
+    )
+    cert_file: OptionalPath = Field(
+        "", alias="CERT_FILE", description="Client certificate for the connection to pod VMs, PEM."
+    )
+    cert_key: OptionalPath = Field(
+        "", alias="CERT_KEY", description="File with the private key that belongs to CERT_FILE, PEM."
+    )
+    tls_min_version: Literal["", "VersionTLS12", "VersionTLS13"] = Field(
+        "",
+        alias="TLS_MIN_VERSION",
+        description="Oldest TLS version between worker and pod VM: VersionTLS12 (the default) or VersionTLS13.",
+    )
+    tls_cipher_suites: Annotated[CsvList, AfterValidator(_cipher_suites)] = Field(
+        (),
+        alias="TLS_CIPHER_SUITES",
+        description="Cipher suites between worker and pod VM for TLS 1.2: IANA names, separated by commas. "
+        "Not together with TLS_MIN_VERSION=VersionTLS13, whose suites are fixed.",
+    )
+    initdata: str = Field(
+        "",
+        alias="INITDATA",
+        repr=False,
+        description="Initdata for pods that bring none: base64 of gzip of TOML.",
+    )
+    enable_scratch_space: Flag = Field(
+        False, alias="ENABLE_SCRATCH_SPACE", description="Tell pod VMs to use an encrypted scratch space."
+    )
+    limit_per_node: int = Field(
+        10,
+        alias="PEERPODS_LIMIT_PER_NODE",
+        description="How many pod VMs this node may have at once; below 0 there is no limit.",
+    )
+    payload: AbsolutePath | None = Field(
+        None,
+        alias="PODVM_PAYLOAD",
+        description="Directory or tar archive laid over the root of pod VM images that are built here, such as with "
+        "a kata-agent; without one the image has a stand-in agent.",
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", alias="CAA_LOG_FORMAT", description="How log lines look: console for people, json for programs."
+    )
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level)] = Field(
+        "INFO", alias="CAA_LOG_LEVEL", description="The least important log lines that are written."
+    )
+
+    @property
+    def api_tls(self) -> bool:
+        """Whether the REST interface speaks TLS over TCP."""
+        return self.api_cert_file is not None
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read and check everything. Raises ConfigError with every problem, each naming its key.
+
+    Keys are first read one by one; how they go together is only checked when each is right.
+    """
+    settings = read_keys(Settings, _derived(environ) | {k: v for k, v in environ.items() if v.strip()})
+    problems = list(_contradictions(settings))
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def ledger_url(environ: Mapping[str, str]) -> str:
+    """The ledger's URL alone, for commands that need nothing else to be configured. Raises ConfigError."""
+    url = environ.get("CAA_LEDGER_URL", "").strip() or _derived(environ)["CAA_LEDGER_URL"]
+    problems = list(_ledger_problems(url))
+    if problems:
+        raise ConfigError(problems)
+    return url
+
+
+def api_socket(environ: Mapping[str, str]) -> str:
+    """The path of the REST interface's unix socket, for its clients."""
+    return environ.get("CAA_API_SOCKET", "").strip() or _derived(environ)["CAA_API_SOCKET"]
+
+
+def _derived(environ: Mapping[str, str]) -> dict[str, str]:
+    """Defaults that follow from CAA_STATE_DIR and CAA_RUN_DIR; from a bad one nothing follows, so it is one problem."""
+    state, run = (
+        Path(given) if (given := environ.get(key, "").strip()).startswith("/") else default
+        for key, default in (("CAA_STATE_DIR", Path("/var/lib/caa")), ("CAA_RUN_DIR", Path("/run/peerpod")))
+    )
+    return {
+        "CAA_LEDGER_URL": f"sqlite:///{state / 'ledger.db'}",
+        "CAA_API_SOCKET": str(run / "caa.sock"),
+        "REMOTE_HYPERVISOR_ENDPOINT": str(run / "hypervisor.sock"),
+        "PODS_DIR": str(run / "pods"),
+    }
+
+
+def _contradictions(settings: Settings) -> Iterator[Problem]:
+    yield from _api_problems(settings)
+    yield from _ledger_problems(settings.ledger_url)
+    yield from _initdata_problems(settings.initdata)
+    own = {
+        "CACERT_FILE": settings.ca_cert_file,
+        "CERT_FILE": settings.cert_file,
+        "CERT_KEY": settings.cert_key,
+    }
+    missing = [key for key, path in own.items() if not path]
+    if 0 < len(missing) < len(own):
+        for key in missing:
+            yield Problem(key, "is required when any of CACERT_FILE, CERT_FILE and CERT_KEY is set.")
+    if settings.tls_cipher_suites and settings.tls_min_version == "VersionTLS13":
+        suites = ",".join(settings.tls_cipher_suites)
+        yield Problem(
+            "TLS_CIPHER_SUITES", f"{suites!r} is not allowed: must be empty when TLS_MIN_VERSION is VersionTLS13."
+        )
+
+
+def _api_problems(settings: Settings) -> Iterator[Problem]:
+    if (settings.api_cert_file is None) != (settings.api_key_file is None):
+        key = "CAA_API_CERT_FILE" if settings.api_cert_file is None else "CAA_API_KEY_FILE"
+        yield Problem(key, "is required: CAA_API_CERT_FILE and CAA_API_KEY_FILE go together.")
+    if settings.api_client_ca_file is not None and settings.api_cert_file is None and settings.api_key_file is None:
+        yield Problem(
+            "CAA_API_CERT_FILE", "is required when CAA_API_CLIENT_CA_FILE is set, for client certificates need TLS."
+        )
+    listen = settings.api_listen
+    if listen is None:
+        return
+    if settings.api_token_file is None and settings.api_client_ca_file is None:
+        yield Problem(
+            "CAA_API_LISTEN", f"'{listen}' is not allowed without CAA_API_TOKEN_FILE or CAA_API_CLIENT_CA_FILE."
+        )
+    elif not settings.api_tls and not listen.loopback:
+        yield Problem(
+            "CAA_API_LISTEN",
+            f"'{listen}' is not allowed without TLS: set CAA_API_CERT_FILE and CAA_API_KEY_FILE, "
+            "or listen on a loopback address such as 127.0.0.1.",
+        )
+
+
+def _ledger_problems(url: str) -> Iterator[Problem]:
+    """The URL itself is never shown, for it may hold a password."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _LEDGER_SCHEMES:
+        shown = f"a URL of the kind {scheme!r}" if separator else "what is set"
+        yield Problem("CAA_LEDGER_URL", f"{shown} is not allowed: must begin with sqlite:/// or postgresql://.")
+    elif scheme == "sqlite" and not rest.startswith("//"):
+        yield Problem("CAA_LEDGER_URL", f"{url!r} is not allowed: must be sqlite:/// and an absolute path.")
+
+
+def _initdata_problems(initdata: str) -> Iterator[Problem]:
+    """The value is never shown: it is long, and says nothing to people."""
+    if not initdata:
+        return
+    try:
+        gunzip = zlib.decompressobj(wbits=31)
+        text = gunzip.decompress(base64.b64decode("".join(initdata.split()), validate=True), _INITDATA_LIMIT)
+        if not gunzip.eof:
+            raise ValueError("it is cut short or too long")
+        tomllib.loads(text.decode())
+    except (binascii.Error, zlib.error, ValueError) as error:
+        yield Problem("INITDATA", f"is not allowed: must be base64 of gzip of TOML ({error}).")

@@ -1,0 +1,316 @@
+"""One start: rank the offerings, record an attempt, launch, find the address, reach the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
+
+from caa.cloud import DEAD_STATES, finish
+from caa.ending import Ending
+from caa.errors import CallError, StartFailedError
+from caa.guestconfig import (
+    APF_PATH,
+    INITDATA_PATH,
+    SCRATCH_MARKER_PATH,
+    GuestFile,
+    apf_json,
+    cloud_config,
+)
+from caa.ledger import StaleWriteError
+from caa.node import Node
+from caa.sandbox import (
+    Attempt,
+    AttemptState,
+    Sandbox,
+    SandboxState,
+    attempt_token,
+    instance_name,
+    launch_request,
+)
+from caa.sizing import rank, requirements
+from caa.ttrpc.frames import StatusError
+from providers.base import (
+    CapacityError,
+    DeniedError,
+    Instance,
+    InvalidRequestError,
+    Offering,
+    ProviderError,
+    QuotaError,
+    ThrottledError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+
+log = logging.getLogger(__name__)
+
+# The name every image with its own certificate answers to; it cannot know the VM's name.
+FIXED_SERVER_NAME = "podvm-server"
+# Asking again with the same token costs nothing but the call; the caller's deadline ends it.
+LAUNCH_RETRY = wait_exponential(multiplier=0.25, max=5) + wait_random(0, 0.25)
+# The cloud may or may not have acted, or certainly did not: either way the same request is sent again.
+REPEATABLE = (ThrottledError, UnavailableError, UnknownOutcomeError)
+# The cloud said no to this offering and made nothing; another one may do.
+NEXT_OFFERING = (CapacityError, QuotaError)
+# It will say no for ever.
+PERMANENT = (DeniedError, InvalidRequestError)
+
+Notify = Callable[[], Awaitable[None]]
+
+
+class Starting:
+    """Takes sandboxes of this node from created to running."""
+
+    def __init__(self, node: Node, ending: Ending, end_other: Callable[[str, str, str], Awaitable[None]]) -> None:
+        self._node = node
+        self._ending = ending
+        self._end_other = end_other
+
+    async def run(self, sandbox_id: str, notify: Notify) -> Sandbox:
+        """Start the sandbox, or begin its end and raise why. Also continues a start that a restart cut off."""
+        try:
+            return await self._run(sandbox_id, notify)
+        except Exception as error:
+            failed = self._failure(error)
+            if failed is not error:
+                log.exception("start of sandbox %s failed", sandbox_id)
+            await self._ending.begin(sandbox_id, failed.reason, str(failed))
+            await notify()
+            raise failed from error
+
+    async def _run(self, sandbox_id: str, notify: Notify) -> Sandbox:
+        node = self._node
+        begun = node.clock.monotonic()
+        sandbox = await self._set_starting(sandbox_id)
+        await self._supersede(sandbox)
+        attempts = await node.db(node.ledger.attempts, sandbox_id)
+        wanted = requirements(sandbox.annotations)
+        offerings = rank(wanted, await node.cloud.offerings())
+        open_attempt = next((a for a in attempts if a.unsettled), None)
+        attempt, instance = await self._launch_best(sandbox, offerings, wanted.image, open_attempt, len(attempts))
+        await notify()
+        await open_agent_socket(node, sandbox, attempt)
+        timings = await self._reach_agent(sandbox, attempt, instance)
+        running = dataclasses.replace(sandbox, state=SandboxState.RUNNING, changed_at=node.clock.now())
+        event = node.event(
+            sandbox_id,
+            "Running",
+            f"the agent in {attempt.name} answered",
+            attempt=attempt.number,
+            seconds=round(node.clock.monotonic() - begun, 3),
+            **timings,
+        )
+        saved = await node.db(node.ledger.save_sandbox, running, event=event)
+        await notify()
+        return saved
+
+    async def _set_starting(self, sandbox_id: str) -> Sandbox:
+        node = self._node
+        sandbox = await node.db(node.ledger.sandbox, sandbox_id)
+        assert sandbox is not None
+        if sandbox.state is SandboxState.STARTING:
+            return sandbox  # continued after a restart
+        starting = dataclasses.replace(sandbox, state=SandboxState.STARTING, changed_at=node.clock.now())
+        event = node.event(sandbox_id, "StartRequested", "an instance is to be launched")
+        return await node.db(node.ledger.save_sandbox, starting, event=event)
+
+    async def _supersede(self, sandbox: Sandbox) -> None:
+        """A pod has one sandbox; when a newer one starts, the older one's VM goes at once."""
+        node = self._node
+        same_pod = await node.db(
+            node.ledger.sandboxes,
+            cluster=node.scope.cluster,
+            node=node.scope.node,
+            namespace=sandbox.pod_namespace,
+            pod=sandbox.pod_name,
+            states=frozenset({SandboxState.CREATED, SandboxState.STARTING, SandboxState.RUNNING}),
+        )
+        for other in same_pod:
+            if other.id != sandbox.id and other.created_at < sandbox.created_at:
+                await self._end_other(other.id, "Superseded", f"sandbox {sandbox.id} runs the same pod now")
+
+    async def _launch_best(
+        self,
+        sandbox: Sandbox,
+        offerings: list[Offering],
+        image: str,
+        open_attempt: Attempt | None,
+        made: int,
+    ) -> tuple[Attempt, Instance]:
+        """Walk the offerings until one is launched; first finish the attempt that is still open, if any."""
+        refusals: list[str] = []
+        if open_attempt is not None:
+            launched = await self._launch(sandbox, open_attempt, refusals)
+            if launched:
+                return launched
+        for number, offering in enumerate(offerings, start=made + 1):
+            attempt = await self._intend(sandbox, number, offering, image)
+            launched = await self._launch(sandbox, attempt, refusals)
+            if launched:
+                return launched
+        raise StartFailedError("no offering could be had: " + "; ".join(refusals), reason="NoCapacity")
+
+    async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str) -> Attempt:
+        """Commit the attempt. Only then may the cloud be asked."""
+        node = self._node
+        name = instance_name(sandbox.pod_name, sandbox.id, number)
+        attempt = Attempt(
+            sandbox_id=sandbox.id,
+            number=number,
+            name=name,
+            token=attempt_token(node.scope.cluster, sandbox.id, number),
+            offering=offering,
+            image=image,
+            user_data=self._user_data(sandbox, name),
+            state=AttemptState.INTENDED,
+            created_at=node.clock.now(),
+        )
+        event = node.event(
+            sandbox.id,
+            "LaunchIntended",
+            f"{offering.instance_type} with {offering.vcpus} vCPUs and {offering.memory_mib} MiB is asked for",
+            attempt=number,
+            instance_type=offering.instance_type,
+            zone=offering.zone,
+            market=offering.market.value,
+        )
+        return await node.db(node.ledger.add_attempt, attempt, sandbox_version=sandbox.version, event=event)
+
+    async def _launch(self, sandbox: Sandbox, attempt: Attempt, refusals: list[str]) -> tuple[Attempt, Instance] | None:
+        """Launch and record as one piece, which even a cancelled start finishes. None when another offering may do."""
+        try:
+            return await finish(self._launch_and_record(sandbox, attempt))
+        except NEXT_OFFERING as error:
+            refusals.append(f"{attempt.offering.instance_type} {attempt.offering.zone}: {error.reason}, {error}")
+            return None
+
+    async def _launch_and_record(self, sandbox: Sandbox, attempt: Attempt) -> tuple[Attempt, Instance]:
+        node = self._node
+        begun = node.clock.monotonic()
+        try:
+            instance = await self._launch_patiently(sandbox, attempt)
+        except (*NEXT_OFFERING, *PERMANENT) as error:
+            refused = dataclasses.replace(
+                attempt, state=AttemptState.REFUSED, error_reason=error.reason, error=str(error)
+            )
+            event = node.event(sandbox.id, error.reason, str(error), attempt=attempt.number)
+            await node.db(node.ledger.save_attempt, refused, event=event)
+            raise
+        accepted = dataclasses.replace(
+            attempt, state=AttemptState.ACCEPTED, instance_id=instance.id, addresses=instance.addresses
+        )
+        if attempt.state is AttemptState.ACCEPTED:  # continued after a restart; it was recorded then
+            return attempt, instance
+        event = node.event(
+            sandbox.id,
+            "LaunchAccepted",
+            f"the cloud accepted instance {attempt.name}",
+            attempt=attempt.number,
+            instance=instance.id,
+            seconds=round(node.clock.monotonic() - begun, 3),
+        )
+        return await node.db(node.ledger.save_attempt, accepted, event=event), instance
+
+    async def _launch_patiently(self, sandbox: Sandbox, attempt: Attempt) -> Instance:
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            told = error.retry_after if isinstance(error, ThrottledError) else None
+            return max(told or 0.0, LAUNCH_RETRY(state))
+
+        async for attempted in AsyncRetrying(
+            retry=retry_if_exception_type(REPEATABLE), wait=wait, sleep=self._node.clock.sleep, reraise=True
+        ):
+            with attempted:
+                # The caller may be gone for good while the cloud is throttling: nothing was made yet, so stop asking.
+                current = await self._node.db(self._node.ledger.sandbox, sandbox.id)
+                if current is None or current.state is not SandboxState.STARTING:
+                    raise asyncio.CancelledError
+                return await self._node.cloud.launch(launch_request(sandbox, attempt))
+        raise AssertionError("unreachable: the retry ends by returning or raising")
+
+    async def _reach_agent(self, sandbox: Sandbox, attempt: Attempt, instance: Instance) -> dict[str, float]:
+        """Wait for the address and for the agent behind it; returns the seconds of each phase."""
+        node = self._node
+        begun = node.clock.monotonic()
+        found = await node.cloud.address(instance)
+        if found.state in DEAD_STATES:
+            raise StartFailedError(
+                f"instance {attempt.name} is {found.state} before it had an address", reason="InstanceLost"
+            )
+        address_seconds = round(node.clock.monotonic() - begun, 3)
+        addressed = dataclasses.replace(attempt, addresses=found.addresses)
+        event = node.event(
+            sandbox.id,
+            "AddressKnown",
+            f"{attempt.name} has {', '.join(found.addresses)}",
+            attempt=attempt.number,
+            seconds=address_seconds,
+        )
+        await node.db(node.ledger.save_attempt, addressed, event=event)
+        dial = asyncio.ensure_future(
+            node.proxy.connect(sandbox.id, list(found.addresses), node.forwarder_port, node.proxy_timeout)
+        )
+        death = asyncio.ensure_future(node.cloud.death(found))
+        try:
+            await asyncio.wait((dial, death), return_when=asyncio.FIRST_COMPLETED)
+            if not dial.done():
+                raise StartFailedError(
+                    f"instance {attempt.name} is {death.result().state} before its agent answered",
+                    reason="InstanceLost",
+                )
+            reached = dial.result()
+        except (StatusError, OSError, TimeoutError) as error:
+            raise StartFailedError(
+                f"the agent of {attempt.name} cannot be reached: {error}", reason="AgentUnreachable"
+            ) from error
+        finally:
+            dial.cancel()
+            death.cancel()
+        return {
+            "address_seconds": address_seconds,
+            "port_open_seconds": round(reached.tcp_seconds, 3),
+            "agent_seconds": round(reached.agent_seconds, 3),
+        }
+
+    def _user_data(self, sandbox: Sandbox, name: str) -> bytes:
+        node = self._node
+        keys = node.tls.keys
+        apf = apf_json(
+            pod_namespace=sandbox.pod_namespace,
+            pod_name=sandbox.pod_name,
+            identity=keys.issue(name) if keys else None,
+            client_ca=keys.client_certificate if keys else "",
+            tls=node.tls.profile,
+        )
+        files = [GuestFile(APF_PATH, apf)]
+        if node.initdata:
+            files.append(GuestFile(INITDATA_PATH, node.initdata))
+        if node.scratch_space:
+            files.append(GuestFile(SCRATCH_MARKER_PATH, ""))
+        return cloud_config(files)
+
+    def _failure(self, error: Exception) -> CallError:
+        if isinstance(error, CallError):
+            return error
+        if isinstance(error, ProviderError):
+            return StartFailedError(str(error), reason=error.reason)
+        if isinstance(error, StaleWriteError):
+            return StartFailedError("the sandbox was stopped while it was starting", reason="Stopped")
+        return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
+
+
+async def open_agent_socket(node: Node, sandbox: Sandbox, attempt: Attempt) -> None:
+    """Have the proxy listen on the sandbox's agent socket. Also after a restart, with the same keys."""
+    await node.proxy.open(
+        sandbox.id,
+        sandbox.socket_path,
+        attempt.name if node.tls.keys else FIXED_SERVER_NAME,
+        ca_file=node.tls.ca_file,
+        cert_file=node.tls.cert_file,
+        key_file=node.tls.key_file,
+        tls_min_version=node.tls.profile.min_version,
+    )

@@ -1,0 +1,73 @@
+"""The initrd: busybox, one script and the drivers of the root's disk.
+
+Compressed, for firmware reads a disk more slowly than the kernel unpacks; gzip, for it needs no tool.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from imagebuilder.recipe import RECIPE, lines
+from imagebuilder.tools import BuildError, run
+
+_APPLETS = ("sh", "cat", "echo", "find", "grep", "ls", "modprobe", "mount", "reboot", "sleep", "sort", "switch_root")
+
+
+def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
+    """Write the initrd for kernel `release` of the root file system at `root`."""
+    tree = work / "initrd"
+    for name in ("bin", "dev", "proc", "root", "sys"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(root / "bin/busybox", tree / "bin/busybox")
+    for applet in _APPLETS:
+        (tree / "bin" / applet).symlink_to("busybox")
+    shutil.copy(RECIPE / "initrd-init", tree / "init")
+    (tree / "init").chmod(0o755)
+    source, target = root / "lib/modules" / release, tree / "lib/modules" / release
+    for module in _with_dependencies(source / "modules.dep", lines("initrd-modules.txt")):
+        (target / module).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / module, target / module)
+    for name in ("modules.order", "modules.builtin"):
+        shutil.copy(source / name, target / name)
+    run(["depmod", "-b", tree, release])
+    for index in target.glob("modules.*.bin"):  # busybox reads the text files
+        index.unlink()
+    write_cpio(tree, out)
+
+
+def _with_dependencies(modules_dep: Path, names: Iterable[str]) -> list[str]:
+    needs: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    for line in modules_dep.read_text().splitlines():
+        path, _, depends = line.partition(":")
+        needs[path] = depends.split()
+        places[Path(path).name.removesuffix(".ko").replace("-", "_")] = path
+    wanted: dict[str, None] = {}
+    for name in names:
+        if name not in places:
+            raise BuildError(f"initrd-modules.txt: the kernel package has no module {name}")
+        wanted |= dict.fromkeys([places[name], *needs[places[name]]])
+    return list(wanted)
+
+
+def write_cpio(tree: Path, out: Path) -> None:
+    """The tree as a cpio archive of the format the kernel reads ("newc", gzip), owned by root, without times."""
+    with out.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
+        for inode, path in enumerate(sorted(tree.rglob("*")), start=1):
+            data = b"" if path.is_dir() else bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
+            file.write(_cpio_entry(str(path.relative_to(tree)), inode, path.lstat().st_mode, data))
+        file.write(_cpio_entry("TRAILER!!!", 0, 0, b""))
+
+
+def _cpio_entry(name: str, inode: int, mode: int, data: bytes) -> bytes:
+    # inode, mode, uid, gid, links, mtime, size, device x 4, length of the name, checksum
+    numbers = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+    header = b"070701" + b"".join(b"%08X" % number for number in numbers) + name.encode() + b"\0"
+    return _padded(header) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)

@@ -1,0 +1,122 @@
+"""What an image is made from, and the record of it. Equal inputs give an equal id, which tells images apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from imagebuilder.tools import BuildError, run
+
+RECIPE = Path(__file__).with_name("recipe")
+SUITE = "bookworm"  # Debian 12, whose python3 (3.11) the guest's code is written for
+KERNEL_PACKAGE = {"amd64": "linux-image-amd64"}
+"""Debian architecture -> kernel. Not the cloud kernel: it has no AHCI driver, and libvirt's CD reader is SATA."""
+
+# The parts of the guest's source that go into the image.
+GUEST_PARTS = ("__init__.py", "ttrpc", "guest")
+# The builder's modules that decide what is in an image.
+_RECIPE_CODE = ("build", "disk", "initrd", "recipe", "rootfs", "tools")
+AGENT = Path("usr/local/bin/kata-agent")
+
+# One name space for all ids derived from inputs. Any fixed UUID would do; this is the one that was drawn.
+_NAMESPACE = uuid.UUID("5d0a4b5e-3c86-4f0e-9a5f-7f2d8f6d1c11")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that decides what is in an image. Digests are sha256 in hex; `packages` maps name to version."""
+
+    arch: str
+    suite: str
+    recipe: str
+    guest: str
+    payload: str  # "" without payload: then the image has the stand-in agent
+    agent: str  # "kata-agent" or "stand-in"
+    source_date_epoch: int
+    packages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Derived from the inputs that are known before the build: not from the packages."""
+        known = {key: value for key, value in asdict(self).items() if key != "packages"}
+        return uuid.uuid5(_NAMESPACE, json.dumps(known, sort_keys=True))
+
+    def to_json(self, digest: str) -> str:
+        """The record that is kept beside the image; `digest` is the image's own."""
+        return json.dumps({"id": str(self.id), "digest": digest, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+
+def read_inputs(guest_source: Path, payload: Path | None, arch: str) -> Inputs:
+    """The inputs as they are now, without packages. Raises BuildError for an input that cannot work."""
+    if arch not in KERNEL_PACKAGE:
+        raise BuildError(f"arch: {arch!r} is not supported; allowed: {', '.join(KERNEL_PACKAGE)}")
+    for part in GUEST_PARTS:
+        if not (guest_source / part).exists():
+            raise BuildError(f"guest_source: {guest_source} has no {part}")
+    return Inputs(
+        arch=arch,
+        suite=SUITE,
+        recipe=_digest_of([RECIPE, *(Path(__file__).with_name(f"{name}.py") for name in _RECIPE_CODE)]),
+        guest=_digest_of([guest_source / part for part in GUEST_PARTS]),
+        payload=_payload_digest(payload) if payload else "",
+        agent="kata-agent" if payload and _has_agent(payload) else "stand-in",
+        source_date_epoch=_source_date_epoch(),
+    )
+
+
+def lines(name: str) -> list[str]:
+    """The entries of a list in the recipe, without comments."""
+    text = (RECIPE / name).read_text()
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _source_date_epoch() -> int:
+    """The time stamped on files. Fixed unless asked otherwise, so that equal inputs give equal images."""
+    value = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if value and not value.isdigit():
+        raise BuildError(f"SOURCE_DATE_EPOCH: {value!r} is not allowed: seconds since 1970")
+    return int(value or "1735689600")  # 2025-01-01, within the dates that vfat and ext4 can hold
+
+
+def _payload_digest(payload: Path) -> str:
+    if payload.is_dir():
+        return _digest_of([payload])
+    if payload.is_file():
+        with payload.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    raise BuildError(f"payload: {payload} is not a directory or a tar file")
+
+
+def _has_agent(payload: Path) -> bool:
+    if payload.is_dir():
+        return (payload / AGENT).is_file()
+    names = run(["tar", "-tf", payload]).splitlines()
+    return str(AGENT) in {name.removeprefix("./").removeprefix("/") for name in names}
+
+
+def _digest_of(roots: list[Path]) -> str:
+    """Digest of trees: relative names, types, modes and contents; not times, and not the compiled files."""
+    digest = hashlib.sha256()
+    for root in sorted(roots):
+        for path in [root, *_walk(root)]:
+            mode = path.lstat().st_mode
+            digest.update(f"{root.name}/{path.relative_to(root)}\0{mode:o}\0".encode())
+            if stat.S_ISLNK(mode):
+                digest.update(os.fsencode(os.readlink(path)))
+            elif stat.S_ISREG(mode):
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    if root.is_dir() and not root.is_symlink():
+        for path in sorted(root.iterdir()):
+            if path.name != "__pycache__":
+                yield path
+                yield from _walk(path)

@@ -1,0 +1,144 @@
+"""What an image is made from: recorded, told apart, and refused with a clear word when it cannot work."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import caa
+import imagebuilder.tools
+from imagebuilder.build import build, read_built
+from imagebuilder.disk import build_disk, root_label
+from imagebuilder.initrd import write_cpio
+from imagebuilder.recipe import read_inputs
+from imagebuilder.tools import BuildError, check_tools, run
+
+GUEST = Path(caa.__file__).parent
+
+
+def make_guest(directory: Path) -> Path:
+    for part in ("ttrpc", "guest"):
+        (directory / part).mkdir(parents=True)
+        (directory / part / "a.py").write_text("a = 1\n")
+    (directory / "__init__.py").write_text("")
+    return directory
+
+
+def test_equal_inputs_have_an_equal_id_and_any_change_has_another(tmp_path: Path) -> None:
+    guest = make_guest(tmp_path / "guest")
+    first = read_inputs(guest, None, "amd64")
+    (guest / "guest/__pycache__").mkdir()
+    (guest / "guest/__pycache__/a.pyc").write_bytes(b"compiled")
+    assert read_inputs(guest, None, "amd64") == first
+    ids = {first.id}
+    (guest / "guest/a.py").write_text("a = 2\n")
+    ids.add(read_inputs(guest, None, "amd64").id)
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    ids.add(read_inputs(guest, payload, "amd64").id)
+    (payload / "file").symlink_to("/target")
+    ids.add(read_inputs(guest, payload, "amd64").id)
+    assert len(ids) == 4
+
+
+def test_a_payload_with_an_agent_replaces_the_stand_in(tmp_path: Path) -> None:
+    payload = tmp_path / "payload"
+    (payload / "usr/local/bin").mkdir(parents=True)
+    assert read_inputs(GUEST, payload, "amd64").agent == "stand-in"
+    (payload / "usr/local/bin/kata-agent").write_bytes(b"\x7fELF")
+    assert read_inputs(GUEST, payload, "amd64").agent == "kata-agent"
+    with tarfile.open(tmp_path / "payload.tar.gz", "w:gz") as archive:
+        archive.add(payload, ".")
+    assert read_inputs(GUEST, tmp_path / "payload.tar.gz", "amd64").agent == "kata-agent"
+
+
+def test_inputs_that_cannot_work_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BuildError, match="arch: 'riscv' is not supported; allowed: amd64"):
+        read_inputs(GUEST, None, "riscv")
+    with pytest.raises(BuildError, match="payload: /nowhere is not a directory or a tar file"):
+        read_inputs(GUEST, Path("/nowhere"), "amd64")
+    with pytest.raises(BuildError, match=r"guest_source: .* has no __init__\.py"):
+        read_inputs(tmp_path, None, "amd64")
+    (tmp_path / "not-a-tar").write_text("text")
+    with pytest.raises(BuildError, match="tar failed"):
+        read_inputs(GUEST, tmp_path / "not-a-tar", "amd64")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(BuildError, match="SOURCE_DATE_EPOCH: 'yesterday'"):
+        read_inputs(GUEST, None, "amd64")
+
+
+def test_every_missing_tool_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagebuilder.tools, "_SYSTEM_PATH", str(tmp_path))
+    with pytest.raises(BuildError) as caught:
+        check_tools({tmp_path / "stub": "systemd-boot-efi"})
+    text = str(caught.value)
+    assert "mcopy (package mtools)" in text
+    assert "mmdebstrap (package mmdebstrap)" in text
+    assert text.endswith("systemd-boot-efi tar")
+
+
+def test_a_failing_tool_is_quoted_and_a_full_disk_is_called_so() -> None:
+    with pytest.raises(BuildError, match="sh failed with exit code 3: went wrong"):
+        run(["sh", "-c", "echo went wrong >&2; exit 3"])
+    with pytest.raises(BuildError, match="the disk is full"):
+        run(["sh", "-c", "echo No space left on device >&2; exit 1"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="building needs root")
+def test_a_failed_build_leaves_nothing_and_keeps_the_old_image(tmp_path: Path) -> None:
+    """It fails half way: the guest's source does not compile in the finished root."""
+    for tool in ("mmdebstrap", "objcopy", "mcopy", "depmod"):
+        if not any((Path(place) / tool).exists() for place in ("/usr/bin", "/usr/sbin")):
+            pytest.skip(f"needs {tool}")
+    out = tmp_path / "out/podvm.qcow2"
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+    guest = make_guest(tmp_path / "guest")
+    (guest / "guest/broken.py").write_text("def (\n")
+    with pytest.raises(BuildError, match="chroot failed"):
+        build(out, guest_source=guest)
+    assert [path.name for path in out.parent.iterdir()] == ["podvm.qcow2"]
+    assert out.read_bytes() == b"old"
+    assert read_built(out, guest_source=guest) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files in an image belong to root")
+def test_equal_roots_give_equal_disks(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/hostname").write_text("podvm\n")
+    uki = tmp_path / "uki.efi"
+    uki.write_bytes(os.urandom(3 << 20))
+    inputs = read_inputs(GUEST, None, "amd64")
+    for name in ("one", "two"):
+        build_disk(root, uki, inputs.id, inputs.source_date_epoch, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    table = subprocess.run(["/usr/sbin/sfdisk", "--dump", tmp_path / "one"], capture_output=True, text=True, check=True)
+    assert f'name="{root_label(inputs.id)}"' in table.stdout
+
+
+def test_the_initrd_archive_is_read_back_as_it_was(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "bin/sh").symlink_to("busybox")
+    (tree / "init").write_bytes(b"#!/bin/sh\n")
+    (tree / "init").chmod(0o755)
+    write_cpio(tree, tmp_path / "initrd")
+    data = gzip.decompress((tmp_path / "initrd").read_bytes())
+    names, at = {}, 0
+    while True:
+        fields = [int(data[at + 6 + 8 * index : at + 14 + 8 * index], 16) for index in range(13)]
+        name = data[at + 110 : at + 110 + fields[11] - 1].decode()
+        start = -(-(at + 110 + fields[11]) // 4) * 4
+        if name == "TRAILER!!!":
+            break
+        names[name] = (fields[1], data[start : start + fields[6]])
+        at = -(-(start + fields[6]) // 4) * 4
+    assert names["init"] == (0o100755, b"#!/bin/sh\n")
+    assert names["bin/sh"] == (0o120777, b"busybox")
+    assert names["bin"][0] & 0o170000 == 0o040000
