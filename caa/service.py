@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from caa import settings as configuration
@@ -109,10 +109,10 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(state_dir: Path):  # type: ignore[no-untyped-def]
+def _only_one(state_dir: Path) -> Iterator[None]:
     """One service for each state directory: two would each take the other's work for left-overs."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (state_dir / "serve.lock").open("w") as lock:
+    with os.fdopen(os.open(state_dir / "serve.lock", os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

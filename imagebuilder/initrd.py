@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
+from imagebuilder.modules import choose, named
 from imagebuilder.recipe import RECIPE, lines
-from imagebuilder.tools import BuildError, run
+from imagebuilder.tools import run
 
 _APPLETS = ("sh", "cat", "echo", "find", "grep", "ls", "modprobe", "mount", "reboot", "sleep", "sort", "switch_root")
 
@@ -27,7 +27,7 @@ def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
     shutil.copy(RECIPE / "initrd-init", tree / "init")
     (tree / "init").chmod(0o755)
     source, target = root / "lib/modules" / release, tree / "lib/modules" / release
-    for module in _with_dependencies(source / "modules.dep", lines("initrd-modules.txt")):
+    for module in choose(source, lines("initrd-modules.txt"), named, "initrd-modules.txt"):
         (target / module).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / module, target / module)
     for name in ("modules.order", "modules.builtin"):
@@ -36,21 +36,6 @@ def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
     for index in target.glob("modules.*.bin"):  # busybox reads the text files
         index.unlink()
     write_cpio(tree, out)
-
-
-def _with_dependencies(modules_dep: Path, names: Iterable[str]) -> list[str]:
-    needs: dict[str, list[str]] = {}
-    places: dict[str, str] = {}
-    for line in modules_dep.read_text().splitlines():
-        path, _, depends = line.partition(":")
-        needs[path] = depends.split()
-        places[Path(path).name.removesuffix(".ko").replace("-", "_")] = path
-    wanted: dict[str, None] = {}
-    for name in names:
-        if name not in places:
-            raise BuildError(f"initrd-modules.txt: the kernel package has no module {name}")
-        wanted |= dict.fromkeys([places[name], *needs[places[name]]])
-    return list(wanted)
 
 
 def write_cpio(tree: Path, out: Path) -> None:

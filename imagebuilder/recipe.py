@@ -21,7 +21,7 @@ KERNEL_PACKAGE = {"amd64": "linux-image-amd64"}
 # The parts of the guest's source that go into the image.
 GUEST_PARTS = ("__init__.py", "ttrpc", "guest")
 # The builder's modules that decide what is in an image.
-_RECIPE_CODE = ("build", "disk", "initrd", "recipe", "rootfs", "tools")
+_RECIPE_CODE = ("build", "disk", "initrd", "modules", "recipe", "rootfs", "tools")
 AGENT = Path("usr/local/bin/kata-agent")
 
 # One name space for all ids derived from inputs. Any fixed UUID would do; this is the one that was drawn.

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagebuilder.modules import below, choose
 from imagebuilder.recipe import AGENT, GUEST_PARTS, KERNEL_PACKAGE, RECIPE, SUITE, Inputs, lines
 from imagebuilder.tools import BuildError, run
 
@@ -145,15 +146,18 @@ def _take_kernel(root: Path, work: Path) -> tuple[Path, str, str]:
     package = next((root / "kernel-package").glob("*.deb"))
     archive = work / "kernel.tar"
     run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" > "$2"', "sh", package, archive])
-    wanted = [f"./lib/modules/*/kernel/{name}" for name in lines("kernel-modules.txt")]
-    wanted += ["./lib/modules/*/modules.*", "./boot/vmlinuz-*"]
     tree = work / "kernel"
     tree.mkdir()
-    run(["tar", "-xf", archive, "-C", tree, "--wildcards", *wanted])
+    run(["tar", "-xf", archive, "-C", tree, "--wildcards", "./lib/modules/*", "./boot/vmlinuz-*"])
     archive.unlink()
     version = run(["dpkg-deb", "--field", package, "Version"]).strip()
     shutil.rmtree(package.parent)
     modules = next((tree / "lib/modules").iterdir())
+    run(["depmod", "-b", tree, modules.name])
+    chosen = set(choose(modules, lines("kernel-modules.txt"), below, "kernel-modules.txt"))
+    for path in modules.rglob("*.ko"):
+        if str(path.relative_to(modules)) not in chosen:
+            path.unlink()
     target = root / "usr/lib/modules" / modules.name
     shutil.move(modules, target)
     run(["depmod", "-b", root, modules.name])

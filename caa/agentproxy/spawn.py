@@ -14,6 +14,7 @@ from caa.ttrpc.frames import StatusError
 # A Python process with few imports listens after about 0.2 s; a loaded machine gets ten times the patience twice over.
 START_SECONDS = 5.0
 POLL_SECONDS = 0.02
+LOG_NAME = "proxy.log"
 PASSED_ON = frozenset({"PATH", "PYTHONPATH", "LANG", "TZ"})
 
 
@@ -24,26 +25,14 @@ async def ensure_proxy(run_dir: Path, state_dir: Path) -> None:
     """
     if await _answers(run_dir):
         return
-    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    log_file = run_dir / "proxy.log"
-    # Not the whole environment: the cloud's credentials are in it, and the proxy needs none.
-    environment = {key: value for key, value in os.environ.items() if key in PASSED_ON}
-    with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "caa.cli.main", "proxy"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment | {"CAA_RUN_DIR": str(run_dir), "CAA_STATE_DIR": str(state_dir)},
-        )
+    process = await asyncio.to_thread(_spawn, run_dir, state_dir)
     for _ in range(int(START_SECONDS / POLL_SECONDS)):
         if await _answers(run_dir):
             return
         if process.poll() not in (None, 0):  # 0: another one was quicker, which answers soon
             break
         await asyncio.sleep(POLL_SECONDS)
-    raise OSError(f"the agent proxy did not start within {START_SECONDS:g} s; its log is {log_file}")
+    raise OSError(f"the agent proxy did not start within {START_SECONDS:g} s; its log is {run_dir / LOG_NAME}")
 
 
 async def _answers(run_dir: Path) -> bool:
@@ -52,3 +41,18 @@ async def _answers(run_dir: Path) -> bool:
     except (OSError, TimeoutError, StatusError):
         return False
     return True
+
+
+def _spawn(run_dir: Path, state_dir: Path) -> subprocess.Popen[bytes]:
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Not the whole environment: the cloud's credentials are in it, and the proxy needs none.
+    environment = {key: value for key, value in os.environ.items() if key in PASSED_ON}
+    with os.fdopen(os.open(run_dir / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "caa.cli.main", "proxy"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment | {"CAA_RUN_DIR": str(run_dir), "CAA_STATE_DIR": str(state_dir)},
+        )

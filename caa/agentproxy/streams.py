@@ -46,6 +46,7 @@ class Stream:
         self._unsent: deque[memoryview] = deque()
         self._reading = False
         self._closed = False
+        self._broken: OSError | None = None  # why nothing can be sent any more
         self.buffered = 0
         self.congested = False
         self.on_data: DataHandler = lambda view: None
@@ -70,12 +71,12 @@ class Stream:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send what the kernel takes, the rest (copied) as it drains. Never fails: a loss goes to `on_lost`."""
-        if self._closed:
+        if self._closed or self._broken:
             return
         view = memoryview(data)
         if not self._unsent:
             view = self._send(view)
-            if not view or self._closed:
+            if not view or self._broken:
                 return
             self._loop.add_writer(self._fd, self._writable)
         self._unsent.append(memoryview(bytes(view)))
@@ -102,14 +103,19 @@ class Stream:
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except OSError as error:
-            self._lose(error)
+            # What the peer sent before it broke the connection may say why, so read that first.
+            self._broken = error
+            self._unsent.clear()
+            self.buffered = 0
+            self._loop.remove_writer(self._fd)
+            self._loop.call_soon(self._readable)
         return view
 
     def _writable(self) -> None:
         while self._unsent:
             head = self._unsent[0]
             left = self._send(head)
-            if self._closed:
+            if self._broken:
                 return
             self.buffered -= len(head) - len(left)
             if left:
@@ -123,6 +129,8 @@ class Stream:
             self._guarded(self.on_drained)
 
     def _readable(self) -> None:
+        if self._closed:
+            return
         got = 0
         ended: Exception | None = None
         try:
@@ -141,6 +149,7 @@ class Stream:
             ended = error
         if got:
             self._guarded(lambda: self.on_data(_buffer[:got]))
+        ended = ended or self._broken
         if ended is not None:
             self._lose(ended)
 

@@ -20,11 +20,16 @@ _POLL_SECONDS = 0.05
 _VOLUME_ID_AT, _VOLUME_ID_SIZE = 16 * 2048 + 40, 32
 
 
-def mount_seed(mount_point: Path, patience: float = _PATIENCE_SECONDS) -> bool:
+def mount_seed(
+    mount_point: Path,
+    patience: float = _PATIENCE_SECONDS,
+    names: Path = Path("/sys/class/block"),
+    devices: Path = Path("/dev"),
+) -> bool:
     """Mount the ISO on `mount_point`, unless user data is there already; whether there is any."""
     deadline = time.monotonic() + patience
     while not (mount_point / "user-data").exists():
-        device = find_seed(Path("/sys/class/block"), Path("/dev"))
+        device = find_seed(names, devices)
         if device is not None:
             return _mount(device, mount_point)
         if time.monotonic() >= deadline:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from xml.etree import ElementTree
 
 import libvirt
 
+from providers.libvirt.domain import METADATA_URI
 from tests.lab.image import POOL, URI
 from tests.lab.service import ServiceProcess
 
 
 def domains(cluster: str) -> list[str]:
     """Names of all domains, running or not, that say they belong to this cluster."""
-    connection = libvirt.open(URI)
-    try:
-        return [d.name() for d in connection.listAllDomains() if _owned(d, cluster)]
-    finally:
-        connection.close()
+    return [name for name, _ in _owned(cluster)]
+
+
+def owners(cluster: str) -> list[str]:
+    """The sandbox ids that those domains say they belong to, one for each domain."""
+    return [sandbox for _, sandbox in _owned(cluster)]
 
 
 def volumes(prefixes: Iterable[str] = ("podvm-demo-", "podvm-test-")) -> list[str]:
@@ -37,12 +41,23 @@ def leftovers(service: ServiceProcess) -> list[str]:
     return domains(service.environ["CAA_CLUSTER_ID"]) + volumes() + sockets
 
 
-def _owned(domain: libvirt.virDomain, cluster: str) -> bool:
+def _owned(cluster: str) -> list[tuple[str, str]]:
+    """Name and sandbox id of each domain of the cluster, read from the XML alone."""
+    connection = libvirt.open(URI)
+    found = []
     try:
-        return (
-            f">{cluster}<" in domain.XMLDesc()
-            or f'"{cluster}"' in domain.XMLDesc()
-            or f"'{cluster}'" in domain.XMLDesc()
-        )
-    except libvirt.libvirtError:
-        return False
+        for domain in connection.listAllDomains():
+            with contextlib.suppress(libvirt.libvirtError):  # gone since the listing
+                record = next(
+                    (
+                        e.attrib
+                        for e in ElementTree.fromstring(domain.XMLDesc()).iter()
+                        if e.tag == f"{{{METADATA_URI}}}instance"
+                    ),
+                    None,
+                )
+                if record and record.get("cluster") == cluster:
+                    found.append((domain.name(), record.get("sandbox-id", "")))
+    finally:
+        connection.close()
+    return found

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,9 +65,11 @@ class ServiceProcess:
             assert self.process is not None
             if self.process.poll() is not None:
                 raise AssertionError(f"caa serve ended with {self.process.returncode}:\n{self.log_tail()}")
-            with contextlib.suppress(httpx.TransportError), self.rest(timeout=5) as client:
-                if client.get("/readyz").status_code == 200:
-                    return time.monotonic() - begun
+            # httpx leaks the socket of a connection that fails, so it is asked only when somebody listens.
+            if accepts(self.api_socket):
+                with contextlib.suppress(httpx.TransportError), self.rest(timeout=5) as client:
+                    if client.get("/readyz").status_code == 200:
+                        return time.monotonic() - begun
             time.sleep(0.02)
         raise AssertionError(f"caa serve is not ready after {READY_SECONDS:g} s:\n{self.log_tail()}")
 
@@ -163,6 +166,12 @@ class ServiceProcess:
 
     def _call(self, method: str, payload: bytes, timeout: float | None = None) -> bytes:
         return asyncio.run(call_once(str(self.hypervisor_socket), SERVICE, method, payload, timeout=timeout))
+
+
+def accepts(path: Path) -> bool:
+    """Whether somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def pod_annotations(pod: str, namespace: str = "default") -> dict[str, str]:

@@ -229,7 +229,7 @@ def test_a_directly_booted_image_answers_over_mutual_tls(image: BuiltImage, tmp_
 
 
 def test_the_image_finds_its_root_on_a_sata_disk(image: BuiltImage, tmp_path: Path) -> None:
-    with booted(tmp_path, *direct(image, "ide-hd"), disk=image.path) as vm:
+    with booted(tmp_path, *direct(image, "ide-hd,bus=ide.1"), disk=image.path) as vm:
         check_agent(vm, TARGET["direct"])
 
 

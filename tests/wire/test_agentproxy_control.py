@@ -230,21 +230,25 @@ def test_connect_fails_at_once_when_the_vm_is_not_the_one_expected() -> None:
 
 
 @contextlib.contextmanager
-def one_handshake(context: ssl.SSLContext) -> Iterator[int]:
+def refusing_server(context: ssl.SSLContext) -> Iterator[int]:
     """A server that sends its TLS alert when it refuses, as Go's does and asyncio's does not; yields its port."""
 
     def serve() -> None:
         with contextlib.suppress(OSError):
-            raw, _ = listener.accept()
-            with raw, context.wrap_socket(raw, server_side=True) as sock:
-                sock.recv(1)
+            while True:
+                raw, _ = listener.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as sock:
+                    sock.recv(1)
+                raw.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(PATIENCE)
         thread = threading.Thread(target=serve)
         thread.start()
-        yield listener.getsockname()[1]
-        thread.join(PATIENCE)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+            thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -255,7 +259,7 @@ def test_connect_fails_at_once_when_the_vm_does_not_trust_our_certificate(versio
             context = server_context(w.keys)
             context.maximum_version = version
             await w.control.open("sb", str(w.socket_path()), SERVER_NAME, w.keys.ca, *stranger.client)
-            with one_handshake(context) as port:
+            with refusing_server(context) as port:
                 with pytest.raises(StatusError, match="does not trust our client certificate") as caught:
                     await w.control.connect("sb", ["127.0.0.1"], port, PATIENCE)
                 assert caught.value.code == Code.FAILED_PRECONDITION
@@ -270,7 +274,7 @@ def test_connect_fails_at_once_when_the_vm_has_no_tls_version_in_common() -> Non
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             files = (w.keys.ca, *w.keys.client)
             await w.control.open("sb", str(w.socket_path()), SERVER_NAME, *files, "VersionTLS13")
-            with one_handshake(context) as port:
+            with refusing_server(context) as port:
                 with pytest.raises(StatusError, match="no TLS version in common") as caught:
                     await w.control.connect("sb", ["127.0.0.1"], port, PATIENCE)
                 assert caught.value.code == Code.FAILED_PRECONDITION

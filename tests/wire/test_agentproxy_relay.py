@@ -385,6 +385,7 @@ def test_a_slow_reader_makes_the_other_side_wait_and_the_proxy_holds_little(slow
             calls = 64
             before = w.proxy.rss_bytes()
             if slow == "no guest":
+                await eventually(lambda: len(w.guest.connections) == 2, "the link for the shim is there")
                 await w.guest.stop()
                 go_on.set()
             async with slow_reader(w, path, method, size, calls) as (sending, receive):

@@ -1,0 +1,51 @@
+"""What tests on real VMs share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.service import ServiceProcess
+
+HOST = Path(__file__).parent / "lab" / "host.sh"
+
+
+@pytest.fixture(scope="session")
+def lab() -> dict[str, str]:
+    """This machine's libvirt with the image of this checkout; returns what a service on it is configured by."""
+    # Imported here: tests without VMs run without libvirt's binding.
+    from tests.lab.image import ensure_lab_image, lab_environ
+
+    subprocess.run([str(HOST), "up"], check=True)
+    ensure_lab_image()
+    return lab_environ()
+
+
+@pytest.fixture(scope="module")
+def service(lab: dict[str, str], request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
+    """A service that is ready, in directories of its own; short ones, for sockets are in them."""
+    directory = Path(tempfile.mkdtemp(prefix="caa-", dir="/run"))
+    cluster = request.module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+    environ = lab | {"CAA_CLUSTER_ID": cluster, "NODE_NAME": "worker"}
+    running = ServiceProcess(directory, environ)
+    running.start()
+    try:
+        running.wait_ready()
+        yield running
+        end_all(running)
+    finally:
+        running.shut_down()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def end_all(service: ServiceProcess) -> None:
+    """Stop whatever a test left, so that no VM outlives it."""
+    for row in service.sandboxes():
+        if row["state"] not in ("stopped", "failed"):
+            service.stop_sandbox(row["id"])
+            service.wait_for_state(row["id"], {"stopped", "failed"}, 60)
