@@ -9,7 +9,8 @@ from collections.abc import Coroutine
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
-from caa.ledger import LedgerError, StaleWriteError
+from caa.errors import UnavailableError
+from caa.ledger import StaleWriteError
 from caa.node import Node
 from caa.sandbox import FINAL_STATES, Attempt, AttemptState, Sandbox, SandboxState, launch_request
 from caa.ttrpc.frames import StatusError
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # A first repeat soon, since most refusals pass at once; at most half a minute apart, for each costs an API call.
 RETRY = wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
-PASSING = (ProviderError, LedgerError, StaleWriteError, StatusError, OSError, TimeoutError)
+PASSING = (ProviderError, UnavailableError, StaleWriteError, StatusError, OSError, TimeoutError)
 
 
 class Ending:

@@ -12,8 +12,9 @@ from typing import ParamSpec, TypeVar
 from caa.agentproxy.control import ProxyControl
 from caa.clock import Clock
 from caa.cloud import Cloud, finish
+from caa.errors import UnavailableError
 from caa.guestconfig import TlsProfile
-from caa.ledger import Ledger
+from caa.ledger import Ledger, LedgerError
 from caa.pki import NodeKeys
 from caa.sandbox import Event
 from providers.base import OwnerScope
@@ -56,11 +57,17 @@ class Node:
     )
 
     async def db(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not."""
+        """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not.
+
+        Raises caa.errors.UnavailableError when the ledger cannot be used.
+        """
         loop = asyncio.get_running_loop()
 
         async def in_thread() -> T:
-            return await loop.run_in_executor(self._ledger_pool, lambda: call(*args, **kwargs))
+            try:
+                return await loop.run_in_executor(self._ledger_pool, lambda: call(*args, **kwargs))
+            except LedgerError as error:
+                raise UnavailableError(str(error), reason="LedgerUnavailable") from error
 
         return await finish(in_thread())
 

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Fast enough that a dead shim's VM is gone a minute later, slow enough that listing costs nothing.
 INTERVAL_SECONDS = 5.0
+# A running VM answers in well under a second; a round must not hang on one that does not.
+REOPEN_SECONDS = 5.0
 
 
 class Reconciler:
@@ -142,8 +144,9 @@ class Reconciler:
         if sandbox is None or sandbox.state is not SandboxState.RUNNING or current is None:
             return
         await open_agent_socket(node, sandbox, current)
-        await node.proxy.connect(sandbox_id, list(current.addresses), node.forwarder_port, node.proxy_timeout)
         await node.record(sandbox_id, "AgentSocketReopened", "the agent proxy had lost the sandbox")
+        # The proxy keeps the address and dials by itself when a shim comes; this only says whether it is right.
+        await node.proxy.connect(sandbox_id, list(current.addresses), node.forwarder_port, REOPEN_SECONDS)
 
     async def _mark_seen(self, sandbox_id: str) -> None:
         node = self._node

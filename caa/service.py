@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+import caa
 from caa import settings as configuration
 from caa.agentproxy.control import ProxyControl
 from caa.agentproxy.spawn import ensure_proxy
@@ -38,6 +39,8 @@ from caa.reconciler import Reconciler
 from caa.settings import Settings
 from caa.starting import Starting
 from caa.ttrpc.server import Server
+from imagebuilder.ensure import ensure_image
+from imagebuilder.tools import BuildError
 from providers import registry
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
@@ -50,7 +53,7 @@ def run(environ: Mapping[str, str]) -> int:
         settings = configuration.load(environ)
         set_up_logging(settings.log_format, settings.log_level)
         asyncio.run(_serve(settings, environ))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         for line in str(error).splitlines():
             print(f"caa: {line}", file=sys.stderr)
         return 1
@@ -134,12 +137,35 @@ async def _open_provider(settings: Settings, environ: Mapping[str, str]) -> Prov
     provider = registry.load(settings.cloud_provider, environ)
     try:
         problems = await asyncio.to_thread(provider.check)
+        if problems and all(problem.image_missing for problem in problems):
+            await asyncio.to_thread(_make_image, settings, environ, problems)
+            problems = await asyncio.to_thread(provider.check)
     except ProviderError as error:
         problems = [Problem("CLOUD_PROVIDER", f"{settings.cloud_provider!r}: {error}")]
     if problems:
         provider.close()
         raise ConfigError(problems)
     return provider
+
+
+def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Problem]) -> None:
+    """The one thing that is wrong can be mended here: build the image, or say why that cannot be."""
+
+    def say(step: str, share: float) -> None:
+        log.info("the pod VM image is being built: %s, %.0f %%", step, share * 100)
+
+    log.info("%s", ConfigError(missing))
+    try:
+        ensure_image(
+            settings.cloud_provider,
+            environ,
+            guest_source=Path(caa.__file__).parent,
+            payload=settings.payload,
+            progress=say,
+        )
+    except BuildError as error:
+        told = [Problem(one.key, f"{one.message}; it cannot be built here: {error}") for one in missing]
+        raise ConfigError(told) from error
 
 
 def _node(settings: Settings, ledger: Ledger, cloud: Cloud) -> Node:

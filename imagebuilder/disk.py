@@ -1,6 +1,7 @@
 """The disk: GPT, an EFI partition with one unified kernel image, an ext4 root. No loop devices, no mounts.
 
-All ids come from the inputs' id, so that equal inputs give an equal disk.
+All ids come from the inputs' id, so that equal inputs give equal partitions and an equal EFI partition. The root is
+equal in names, contents and ids, not in every byte: mke2fs takes over when its files were last touched.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ def _write_esp(disk: Path, uki: Path, size: int, image_id: uuid.UUID, epoch: int
     with esp.open("wb") as file:
         file.truncate(size)
     run(["mkfs.vfat", "--invariant", "-s", str(_SECTORS_PER_CLUSTER), "-i", image_id.hex[:8], "-n", "ESP", esp])
-    run(["mmd", "-i", esp, "::/EFI", "::/EFI/BOOT"])
-    run(["mcopy", "-m", "-i", esp, uki, "::/EFI/BOOT/BOOTX64.EFI"])
+    stamp = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
+    run(["mmd", "-i", esp, "::/EFI", "::/EFI/BOOT"], environment=stamp)
+    run(["mcopy", "-m", "-i", esp, uki, "::/EFI/BOOT/BOOTX64.EFI"], environment=stamp)
     with disk.open("r+b") as target:
         target.seek(_ESP_START)
         target.write(esp.read_bytes())

@@ -107,6 +107,7 @@ class Problem:
 
     key: str  # the setting to change, e.g. "LIBVIRT_POOL"; "" when no setting is to blame
     message: str  # a sentence naming the value and what is allowed
+    image_missing: bool = False  # building the pod VM image would solve it
 
 
 class CapacityScope(enum.StrEnum):

@@ -51,7 +51,7 @@ def _storage(conn: libvirt.virConnect, keys: LibvirtKeys) -> list[Problem]:
     try:
         storage.base_volume(pool, keys.vol_name)
     except InvalidRequestError as error:
-        return [Problem("LIBVIRT_VOL_NAME", str(error))]
+        return [Problem("LIBVIRT_VOL_NAME", str(error), image_missing=error.reason == "ImageMissing")]
     return []
 
 

@@ -1,9 +1,10 @@
-"""One shared connection to libvirt: opened when needed, opened anew when it died, never waited on without bound."""
+"""Connections to libvirt: opened when needed, kept, opened anew when they died, never waited on without bound."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 
 import libvirt
 
@@ -16,6 +17,8 @@ OPEN_SECONDS = 20.0
 # A peer silent for 5 x 4 = 20 s is dead: every call that waits on it then fails.
 KEEPALIVE_SECONDS = 5
 KEEPALIVE_PROBES = 3
+# Below the 10 logins at once that sshd takes by default; also as much as one libvirt host does in parallel with profit.
+MAX_CONNECTIONS = 8
 
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
@@ -40,39 +43,62 @@ def _start_event_loop() -> None:
         _loop.start()
 
 
-class Connection:
-    """Hands out the connection. Thread-safe: libvirt runs the calls of several threads over one connection."""
+class Connections:
+    """Hands out connections, each to one thread at a time.
+
+    libvirt allows one connection for several threads, but its client (seen with 9.0) crashes the process when such a
+    connection dies of a keepalive time-out while more than one thread waits on it.
+    """
 
     def __init__(self, keys: LibvirtKeys) -> None:
         self._keys = keys
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()
-        self._conn: libvirt.virConnect | None = None
+        self._idle: list[libvirt.virConnect] = []
         self._failure: ProviderError | None = None
         self._failures = 0
 
-    def get(self) -> libvirt.virConnect:
-        """A live connection. Raises UnavailableError or DeniedError, having asked libvirt for nothing."""
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[libvirt.virConnect]:
+        """A live connection. Raises UnavailableError or DeniedError on entry, having asked libvirt for nothing."""
         seen = self._failures
-        with self._lock:
-            if self._conn is not None and alive(self._conn):
-                return self._conn
+        with self._slots:
             if self._failure is not None and self._failures != seen:
-                raise self._failure  # of the try that this caller was waiting for: one wait is enough
-            self._conn = None  # not closed here: another thread may still be failing in a call on it
+                raise self._failure  # a try failed while this caller waited for a slot: one wait is enough
+            conn = self._take() or self._open_counted()
             try:
-                self._conn = self._open()
-            except ProviderError as error:
-                self._failure, self._failures = error, self._failures + 1
-                raise
-            return self._conn
+                yield conn
+            finally:
+                if alive(conn):
+                    with self._lock:
+                        self._idle.append(conn)
+                else:
+                    _close(conn)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Give the connections back."""
         with self._lock:
-            conn, self._conn = self._conn, None
-        if conn is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                conn.close()
+            idle, self._idle = self._idle, []
+        for conn in idle:
+            _close(conn)
+
+    def _take(self) -> libvirt.virConnect | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                conn = self._idle.pop()
+            if alive(conn):
+                return conn
+            _close(conn)
+
+    def _open_counted(self) -> libvirt.virConnect:
+        try:
+            return self._open()
+        except ProviderError as error:
+            with self._lock:
+                self._failure, self._failures = error, self._failures + 1
+            raise
 
     def _open(self) -> libvirt.virConnect:
         """Open in a thread of its own: libvirt's open has no time limit, and a hung daemon still accepts."""
@@ -92,7 +118,7 @@ class Connection:
             else:
                 with settle:
                     if given_up:
-                        conn.close()
+                        _close(conn)
                     else:
                         opened.append(conn)
             done.set()
@@ -115,3 +141,8 @@ def alive(conn: libvirt.virConnect) -> bool:
         return bool(conn.isAlive())
     except libvirt.libvirtError:
         return False
+
+
+def _close(conn: libvirt.virConnect) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        conn.close()

@@ -8,8 +8,10 @@ same file again, after a crash or from two nodes at once, writes the same bytes 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +19,7 @@ import libvirt
 
 from providers.base import InvalidRequestError
 from providers.libvirt import storage
-from providers.libvirt.connection import Connection, alive
+from providers.libvirt.connection import Connections, alive
 from providers.libvirt.errors import is_transport, lost, translate
 from providers.libvirt.settings import LibvirtKeys
 
@@ -34,8 +36,8 @@ Progress = Callable[[int, int], None]
 
 def has_base_volume(keys: LibvirtKeys, name: str = "") -> bool:
     """Whether the base volume (LIBVIRT_VOL_NAME unless named) is there and whole. Raises ProviderError."""
-    with _Session(keys) as session:
-        volume = storage.find(session.pool(), name or keys.vol_name)
+    with _session(keys) as session:
+        volume = storage.find(session.pool, name or keys.vol_name)
         return volume is not None and storage.describe(volume).format == "qcow2"
 
 
@@ -48,10 +50,10 @@ def upload_base_volume(
     """
     name = name or keys.vol_name
     size = path.stat().st_size
-    with path.open("rb") as file, _Session(keys) as session:
+    with path.open("rb") as file, _session(keys) as session:
         head = file.read(_HEAD)
         _check_header(path, head)
-        pool = session.pool()
+        pool = session.pool
         volume = storage.find(pool, name)
         if volume is not None:
             there = storage.describe(volume)
@@ -90,25 +92,23 @@ def _check_header(path: Path, head: bytes) -> None:
         raise refuse("it refers to another file, which a pod VM would then read on the libvirt host")
 
 
+@dataclass(frozen=True, slots=True)
 class _Session:
+    conn: libvirt.virConnect
+    pool: libvirt.virStoragePool
+
+
+@contextlib.contextmanager
+def _session(keys: LibvirtKeys) -> Iterator[_Session]:
     """A connection for the length of one publication, with libvirt's errors in the contract's words."""
-
-    def __init__(self, keys: LibvirtKeys) -> None:
-        self._keys = keys
-        self._connection = Connection(keys)
-
-    def __enter__(self) -> _Session:
-        self.conn = self._connection.get()
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        try:
-            if isinstance(error, libvirt.libvirtError):
-                if is_transport(error) or not alive(self.conn):
-                    raise lost(self._keys, error) from error
-                raise translate(error, self._keys) from error
-        finally:
-            self._connection.close()
-
-    def pool(self) -> libvirt.virStoragePool:
-        return self.conn.storagePoolLookupByName(self._keys.pool)
+    connections = Connections(keys)
+    try:
+        with connections.borrow() as conn:
+            try:
+                yield _Session(conn, conn.storagePoolLookupByName(keys.pool))
+            except libvirt.libvirtError as error:
+                if is_transport(error) or not alive(conn):
+                    raise lost(keys, error) from error
+                raise translate(error, keys) from error
+    finally:
+        connections.close()

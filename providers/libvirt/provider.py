@@ -29,7 +29,7 @@ from providers.base import (
 )
 from providers.keys import read_keys
 from providers.libvirt import checks, storage
-from providers.libvirt.connection import Connection, alive
+from providers.libvirt.connection import Connections, alive
 from providers.libvirt.domain import (
     METADATA_PREFIX,
     METADATA_URI,
@@ -65,7 +65,7 @@ def create(environ: Mapping[str, str]) -> LibvirtProvider:
 
 
 class LibvirtProvider:
-    """One libvirt host as a cloud. Keeps the connection, the host's description and immutable owner records."""
+    """One libvirt host as a cloud. Keeps connections, the host's description and immutable owner records."""
 
     name = "libvirt"
     watch_interval = 0.2  # a local daemon: one listing takes a few milliseconds
@@ -73,7 +73,7 @@ class LibvirtProvider:
     def __init__(self, keys: LibvirtKeys, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._keys = keys
         self._clock = clock
-        self._connection = Connection(keys)
+        self._connections = Connections(keys)
         self._host: Host | None = None
         self._records: dict[str, Record | None] = {}  # by UUID; None: not ours
         self._busy = _KeyedLock()
@@ -147,8 +147,8 @@ class LibvirtProvider:
             return [Problem("LIBVIRT_URI", str(error))]
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close the connections."""
+        self._connections.close()
 
     def _exists(self, conn: libvirt.virConnect, request: LaunchRequest) -> bool:
         if _lookup(conn, domain_uuid(request.token)) is not None:
@@ -267,13 +267,13 @@ class LibvirtProvider:
     @contextlib.contextmanager
     def _calls(self, *, changes: bool) -> Iterator[libvirt.virConnect]:
         """A stretch of libvirt calls. A connection lost in one that changes things leaves the outcome unknown."""
-        conn = self._connection.get()
-        try:
-            yield conn
-        except libvirt.libvirtError as error:
-            if is_transport(error) or not alive(conn):
-                raise (lost if changes else unreachable)(self._keys, error) from error
-            raise translate(error, self._keys) from error
+        with self._connections.borrow() as conn:
+            try:
+                yield conn
+            except libvirt.libvirtError as error:
+                if is_transport(error) or not alive(conn):
+                    raise (lost if changes else unreachable)(self._keys, error) from error
+                raise translate(error, self._keys) from error
 
 
 def _start(domain: libvirt.virDomain, record: Record, instance_id: str) -> Instance:
