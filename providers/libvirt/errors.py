@@ -78,8 +78,18 @@ _TABLE: dict[tuple[int, int | None], Meaning] = {
     (libvirt.VIR_ERR_SYSTEM_ERROR, ANY): _REFUSED,
 }
 
-# QEMU's and qemu-img's refusals reach us only as text inside an internal error.
-_BY_TEXT = (("No space left on device", _POOL_FULL), ("Cannot allocate memory", _NO_MEMORY))
+# What libvirt tells apart only in its text: QEMU's and qemu-img's refusals, and a call that is still at work for a
+# process that died meanwhile.
+_BY_TEXT = (
+    ("No space left on device", _POOL_FULL),
+    ("Cannot allocate memory", _NO_MEMORY),
+    (
+        "still being allocated",
+        Meaning(
+            UnknownOutcomeError, "VolumeBusy", "an earlier call is still making a volume in LIBVIRT_POOL={pool}; repeat"
+        ),
+    ),
+)
 
 # Errors of the way to libvirt, not of libvirt.
 _TRANSPORT = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_SSH, libvirt.VIR_FROM_LIBSSH})

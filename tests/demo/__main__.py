@@ -31,6 +31,8 @@ PROMISED_SECONDS = 0.300
 # Two cores emulate the VMs; more at once would measure the queue for them.
 AT_ONCE = 2
 PROBE_SECONDS = 0.01
+# Asking the service costs it and the VMs a share of the two cores.
+ADDRESS_POLL_SECONDS = 0.2
 END_SECONDS = 60
 
 console = Console(highlight=False, soft_wrap=True)
@@ -106,7 +108,7 @@ async def probe(service: ServiceProcess, started: Started, begun: float) -> None
         for event in await asyncio.to_thread(service.events, started.sandbox_id):
             if event["kind"] == "AddressKnown":
                 address = event["message"].split(" has ")[1].split(",")[0]
-        await asyncio.sleep(PROBE_SECONDS)
+        await asyncio.sleep(ADDRESS_POLL_SECONDS)
     started.address_at = time.monotonic() - begun
     while True:
         try:

@@ -42,6 +42,11 @@ def error(code: int, domain: int, text: str = "said so", number: int = -1) -> li
         (error(libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_FROM_NETWORK), InvalidRequestError, "NetworkMissing"),
         (error(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_NETWORK), UnavailableError, "NetworkInactive"),
         (error(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_STORAGE), UnavailableError, "PoolInactive"),
+        (
+            error(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_STORAGE, "volume 'v' is still being allocated."),
+            UnknownOutcomeError,
+            "VolumeBusy",
+        ),
         (error(libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_FROM_QEMU), UnknownOutcomeError, "LibvirtBusy"),
         (error(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_QEMU), InvalidRequestError, "HypervisorRefused"),
         (
