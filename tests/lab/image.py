@@ -17,6 +17,7 @@ from imagebuilder.recipe import read_inputs
 
 URI = "qemu:///system"
 POOL = "default"
+NETWORK = "default"
 PREFIX = "podvm-lab-"
 
 

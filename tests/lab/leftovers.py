@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
 import libvirt
 
-from providers.libvirt.domain import METADATA_URI
-from tests.lab.image import POOL, URI
+from providers.libvirt.domain import METADATA_URI, mac_address
+from tests.lab.image import NETWORK, POOL, URI
 from tests.lab.service import ServiceProcess
 
 
@@ -32,6 +33,22 @@ def volumes(prefixes: Iterable[str] = ("podvm-demo-", "podvm-test-")) -> list[st
         return sorted(v.name() for v in pool.listAllVolumes() if v.name().startswith(tuple(prefixes)))
     finally:
         connection.close()
+
+
+def wait_for_lease(instance_id: str) -> str:
+    """The address that the lab's network gave to an instance; waits for it, at most two minutes."""
+    mac = mac_address(instance_id)
+    connection = libvirt.open(URI)
+    try:
+        network = connection.networkLookupByName(NETWORK)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for lease in network.DHCPLeases(mac):
+                return str(lease["ipaddr"])
+            time.sleep(0.02)
+    finally:
+        connection.close()
+    raise AssertionError(f"instance {instance_id} got no address within two minutes")
 
 
 def leftovers(service: ServiceProcess) -> list[str]:
