@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
   qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
   iptables iproute2 \
-  mmdebstrap e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi
-# Only the tests: a real PostgreSQL.
-TEST_PACKAGES := postgresql
+  mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi
+# Only the tests: a real PostgreSQL, and what checks domain XML against libvirt's schema.
+TEST_PACKAGES := postgresql libxml2-utils
 
 .PHONY: help demo serve test soak bench lint format lock lab clean
 
