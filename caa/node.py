@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from caa.cloud import Cloud, finish
 from caa.errors import UnavailableError
 from caa.guestconfig import TlsProfile
 from caa.ledger import Ledger, LedgerError
+from caa.logs import about
 from caa.pki import NodeKeys
 from caa.sandbox import Event
 from providers.base import OwnerScope
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -69,7 +72,10 @@ class Node:
             except LedgerError as error:
                 raise UnavailableError(str(error), reason="LedgerUnavailable") from error
 
-        return await finish(in_thread())
+        result = await finish(in_thread())
+        if isinstance(event := kwargs.get("event"), Event):
+            _say(event)
+        return result
 
     def event(
         self,
@@ -93,4 +99,12 @@ class Node:
         **data: str | int | float | bool,
     ) -> None:
         """Write an event of now."""
-        await self.db(self.ledger.add_event, self.event(sandbox_id, kind, message, attempt=attempt, **data))
+        event = self.event(sandbox_id, kind, message, attempt=attempt, **data)
+        await self.db(self.ledger.add_event, event)
+        _say(event)
+
+
+def _say(event: Event) -> None:
+    """What the trail holds now, the log says too."""
+    with about(event.sandbox_id):
+        log.info("%s: %s", event.kind, event.message)

@@ -112,7 +112,6 @@ class Reconciler:
         try:
             match action:
                 case End(sandbox_id, reason, message):
-                    log.warning("sandbox %s ends: %s", sandbox_id, message)
                     await self._lifecycle.end(sandbox_id, reason, message)
                 case CleanUp(sandbox_id):
                     self._ending.clean_up_soon(sandbox_id)

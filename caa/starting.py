@@ -21,6 +21,7 @@ from caa.guestconfig import (
     cloud_config,
 )
 from caa.ledger import StaleWriteError
+from caa.logs import about
 from caa.node import Node
 from caa.sandbox import (
     Attempt,
@@ -72,15 +73,16 @@ class Starting:
 
     async def run(self, sandbox_id: str, notify: Notify) -> Sandbox:
         """Start the sandbox, or begin its end and raise why. Also continues a start that a restart cut off."""
-        try:
-            return await self._run(sandbox_id, notify)
-        except Exception as error:
-            failed = self._failure(error)
-            if failed is not error:
-                log.exception("start of sandbox %s failed", sandbox_id)
-            await self._ending.begin(sandbox_id, failed.reason, str(failed))
-            await notify()
-            raise failed from error
+        with about(sandbox_id):
+            try:
+                return await self._run(sandbox_id, notify)
+            except Exception as error:
+                failed = self._failure(error)
+                if failed.reason == "Internal":
+                    log.exception("the start failed")
+                await self._ending.begin(sandbox_id, failed.reason, str(failed))
+                await notify()
+                raise failed from error
 
     async def _run(self, sandbox_id: str, notify: Notify) -> Sandbox:
         node = self._node
