@@ -30,8 +30,15 @@ _ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"  # "root, x86-64" of the dis
 
 
 def kernel_command_line(image_id: uuid.UUID) -> str:
-    """What the kernel is started with, from the disk or directly."""
-    return f"root=PARTLABEL={root_label(image_id)} console=tty0 console=ttyS0 quiet loglevel=4 panic=5 net.ifnames=1"
+    """What the kernel is started with, from the disk or directly.
+
+    net.ifnames=0: the initrd's DHCP client has the card up, and a card that is up cannot be renamed. noautogroup: every
+    service is a session, and within the groups of sessions the units' Nice= would mean nothing.
+    """
+    return (
+        f"root=PARTLABEL={root_label(image_id)} console=tty0 console=ttyS0 quiet loglevel=4 panic=5 "
+        "net.ifnames=0 noautogroup"
+    )
 
 
 def root_label(image_id: uuid.UUID) -> str:

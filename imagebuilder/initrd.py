@@ -13,7 +13,10 @@ from imagebuilder.modules import choose, named
 from imagebuilder.recipe import RECIPE, lines
 from imagebuilder.tools import run
 
-_APPLETS = ("sh", "cat", "echo", "find", "grep", "ls", "modprobe", "mount", "reboot", "sleep", "sort", "switch_root")
+_APPLETS = (
+    *("cat", "chroot", "echo", "find", "grep", "ls", "modprobe", "mount", "reboot", "sh", "sleep", "sort"),
+    "switch_root",
+)
 
 
 def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:

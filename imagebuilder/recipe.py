@@ -15,8 +15,11 @@ from imagebuilder.tools import BuildError, run
 
 RECIPE = Path(__file__).with_name("recipe")
 SUITE = "bookworm"  # Debian 12, whose python3 (3.11) the guest's code is written for
-KERNEL_PACKAGE = {"amd64": "linux-image-amd64"}
-"""Debian architecture -> kernel. Not the cloud kernel: it has no AHCI driver, and libvirt's CD reader is SATA."""
+KERNEL_PACKAGE = {"amd64": "linux-image-cloud-amd64"}
+"""Debian architecture -> kernel. The cloud kernel has the drivers of the clouds' VMs and few others.
+
+Under emulation it is unpacked 3 s sooner (LZ4 rather than XZ) and has ext4 built in. It has no AHCI driver.
+"""
 
 # The parts of the guest's source that go into the image.
 GUEST_PARTS = ("__init__.py", "ttrpc", "guest")

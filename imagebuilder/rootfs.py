@@ -193,15 +193,14 @@ def _overlay(root: Path, payload: Path) -> None:
 
 def _settle_units(root: Path, inputs: Inputs) -> None:
     units = root / "etc/systemd/system"
-    for wants in units.glob("*.wants"):  # what the packages enabled
-        shutil.rmtree(wants)
+    for place in (units, root / "usr/lib/systemd/system"):  # what the packages enabled
+        for wants in place.glob("*.wants"):
+            shutil.rmtree(wants)
     agent = "kata-agent.service" if inputs.agent == "kata-agent" else "standin-agent.service"
     if inputs.agent == "kata-agent":
         (root / AGENT).chmod(0o755)
     for unit in [*lines("enabled-units.txt"), agent]:
         _link(units / "multi-user.target.wants" / unit, _unit_path(root, unit))
-    for unit in lines("masked-units.txt"):
-        _link(units / unit, "/dev/null")
     _link(units / "default.target", "/lib/systemd/system/multi-user.target")
 
 

@@ -27,6 +27,8 @@ _AGENT_SECONDS = 150.0
 _AGENT_POLL_SECONDS = 0.02
 # A worker needs one round trip or two; a stranger must not hold a thread for longer.
 _HANDSHAKE_SECONDS = 10.0
+# A worker that waits for the port comes within a second; without one the system must come up all the same.
+_STARTED_SECONDS = 2.0
 # The proxy holds one connection per pod VM and one more while it re-dials; select() allows about 500.
 _MAX_CONNECTIONS = 64
 
@@ -68,6 +70,7 @@ class Forwarder:
         self._address = address
         self._pod_namespace = pod_namespace
         self._agent_seconds = agent_seconds
+        self._met = threading.Event()  # a worker has been let in
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def run(self) -> NoReturn:
@@ -75,7 +78,7 @@ class Forwarder:
         connect_agent(self._agent_socket, self._agent_seconds).close()
         listener = socket.create_server(self._address, backlog=16)
         log(f"listening on {':'.join(map(str, listener.getsockname()))}")
-        notify("READY=1")
+        threading.Thread(target=self._tell_started, daemon=True).start()
         while True:
             try:
                 worker, peer = listener.accept()
@@ -88,6 +91,11 @@ class Forwarder:
                 worker.close()
                 continue
             threading.Thread(target=self._serve, args=(worker, peer[0]), daemon=True).start()
+
+    def _tell_started(self) -> None:
+        # The rest of the system starts on this, and on one slow CPU would take the handshake its time.
+        self._met.wait(_STARTED_SECONDS)
+        notify("READY=1")
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
@@ -109,6 +117,7 @@ class Forwarder:
     def _forward(self, worker: ssl.SSLSocket, peer: str) -> None:
         agent = connect_agent(self._agent_socket, self._agent_seconds)
         log(f"{peer}: connected")
+        self._met.set()
         relay(worker, agent, lambda data: rewrite_request(data, self._pod_namespace))
         log(f"{peer}: closed")
 

@@ -1,4 +1,7 @@
-"""Entry of the pod VM's services: `python3 -m caa.guest.main userdata|forward|standin-agent`.
+"""Entry of the pod VM's services: `python3 -m caa.guest.main forward|standin-agent`.
+
+`forward` writes the files of the user data, touches WRITTEN, which the agent's unit waits for, and is the forwarder
+from then on. One process, for starting Python takes longer than both tasks.
 
 Each command imports its own part only. Exit codes: 0 done, 1 an error, told in one line, 2 wrong command.
 """
@@ -6,19 +9,20 @@ Each command imports its own part only. Exit codes: 0 done, 1 an error, told in 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from caa.guest.log import log
 
+WRITTEN = Path("/run/peerpod/.written")
 
-def _userdata() -> None:
+
+def _forward() -> None:
     from caa.guest.seed import mount_seed
     from caa.guest.userdata import SOURCE, provision
 
     mount_seed(SOURCE.parent)
     provision()
-
-
-def _forward() -> None:
+    WRITTEN.touch()
     from caa.guest.forwarder import Forwarder
 
     Forwarder().run()
@@ -30,7 +34,7 @@ def _standin_agent() -> None:
     StandinAgent().run()
 
 
-COMMANDS = {"userdata": _userdata, "forward": _forward, "standin-agent": _standin_agent}
+COMMANDS = {"forward": _forward, "standin-agent": _standin_agent}
 
 
 def main(arguments: list[str]) -> int:

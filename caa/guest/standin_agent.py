@@ -122,6 +122,9 @@ class StandinAgent:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self._path))
         self._path.chmod(0o600)
+        # The messages' fields are worked out at first use; who listens is ready to answer at once.
+        Request.decode(b"")
+        response_frame(1, _health("Check"))
         listener.listen(16)
         log(f"STAND-IN agent, runs no containers: serving on {self._path}")
         while True:

@@ -13,6 +13,7 @@ STATE=/run/caa-lab # on tmpfs: what a reboot stopped needs no stopping
 NETWORK=default
 POOL=default
 POOL_PATH=/var/lib/libvirt/images
+DNSMASQ="xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'"
 SUBNETS="122 123 124 125 126 127" # third byte of 192.168.x.0/24, libvirt's own default first
 
 say() { echo "lab host: $*"; }
@@ -74,7 +75,7 @@ usual_kvm_mode() {
 
 define_network() { # third byte
     v net-define /dev/stdin >/dev/null <<XML
-<network>
+<network $DNSMASQ>
   <name>$NETWORK</name>
   $(v net-dumpxml "$NETWORK" 2>/dev/null | grep '<uuid>' || true)
   <forward mode='nat'/>
@@ -82,11 +83,25 @@ define_network() { # third byte
   <ip address='192.168.$1.1' netmask='255.255.255.0'>
     <dhcp><range start='192.168.$1.2' end='192.168.$1.254'/></dhcp>
   </ip>
+  <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>
 </network>
 XML
 }
 
+# dnsmasq pings an address for up to 3 s before it offers it; nobody else gives out addresses here.
+without_ping() {
+    net_defined || return 0
+    v net-dumpxml --inactive "$NETWORK" | grep -q "<dnsmasq:option" && return
+    [ "$(v list --name | grep -c .)" -eq 0 ] || { say "domains run; $NETWORK goes on pinging addresses"; return 0; }
+    v net-dumpxml --inactive "$NETWORK" | sed -e "s#<network[^>]*>#<network $DNSMASQ>#" -e \
+        "s#</network>#  <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options></network>#" |
+        v net-define /dev/stdin >/dev/null
+    ! net_active || { v net-destroy "$NETWORK" && v net-start "$NETWORK"; }
+    say "the network $NETWORK offers addresses without a ping first"
+}
+
 start_network() {
+    without_ping
     net_active && return
     if net_defined; then
         if error=$(v net-start "$NETWORK" 2>&1); then

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caa.guest.userdata import ALLOWED, MAX_BYTES, File, UserDataError, parse, provision, write_files
+from caa.guest.cloudconfig import read_events
+from caa.guest.userdata import (
+    ALLOWED,
+    MAX_BYTES,
+    File,
+    UserDataError,
+    _known_shape,
+    parse,
+    provision,
+    write_files,
+)
 
 
 def cloud_config(files: list[tuple[str, str]]) -> bytes:
@@ -64,6 +74,40 @@ def test_what_is_not_understood_is_refused_with_its_place(text: bytes, part: str
     with pytest.raises(UserDataError) as caught:
         parse(text)
     assert part in str(caught.value)
+
+
+_piece = st.sampled_from(
+    [
+        "  - path: ",
+        "    content: |",
+        "\n",
+        "      ",
+        "    ",
+        " ",
+        "#",
+        "-",
+        ": ",
+        "|",
+        "x",
+        "/a",
+        "/run/peerpod/apf.json",
+    ]
+)
+_nearly = st.lists(st.one_of(_piece, st.text(max_size=4)), max_size=30).map("".join)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["  - path: /a\n", "  - path: /a\n    content: |\n      x\n", ""]), _nearly)
+def test_the_quick_reader_reads_what_yaml_reads_or_leaves_it_to_yaml(entry: str, more: str) -> None:
+    for text in (f"#cloud-config\n\nwrite_files:\n{entry}{more}", f"#cloud-config\n\nwrite_files:\n{entry}{more}\n"):
+        quick = _known_shape(text)
+        if quick is not None:
+            assert quick == read_events(text)
+
+
+def test_the_workers_own_text_needs_no_yaml() -> None:
+    files = [(path, "x: {\n\n  - path: /y\n}\n") for path in sorted(ALLOWED)]
+    assert _known_shape(cloud_config(files).decode()) == [File(*file) for file in files]
 
 
 def test_content_that_lost_its_indentation_is_not_quoted_in_the_error() -> None:

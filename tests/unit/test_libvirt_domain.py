@@ -102,7 +102,7 @@ def test_the_seed_is_on_the_bus_that_each_machine_has() -> None:
         assert target is not None
         targets[host.arch] = (seed.get("device"), target.get("dev"), target.get("bus"))
     assert targets == {
-        "x86_64": ("cdrom", "sda", "sata"),
+        "x86_64": ("disk", "vdb", "virtio"),
         "aarch64": ("cdrom", "sda", "scsi"),
         "s390x": ("disk", "vdb", "virtio"),
     }

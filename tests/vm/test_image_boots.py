@@ -134,8 +134,8 @@ class PodVm(NamedTuple):
 
 
 @contextmanager
-def booted(tmp_path: Path, *machine: str, disk: Path) -> Iterator[PodVm]:
-    """A pod VM on one emulated CPU with 512 MiB. `machine` says what is booted from."""
+def booted(tmp_path: Path, *machine: str, disk: Path, seed: str = "virtio-blk-pci") -> Iterator[PodVm]:
+    """A pod VM on one emulated CPU with 512 MiB. `machine` says what is booted from, `seed` the ISO's device."""
     server, client = (
         make_keys("podvm-test", ExtendedKeyUsageOID.SERVER_AUTH),
         make_keys("worker", ExtendedKeyUsageOID.CLIENT_AUTH),
@@ -152,7 +152,7 @@ def booted(tmp_path: Path, *machine: str, disk: Path) -> Iterator[PodVm]:
     command = ["qemu-system-x86_64", "-accel", "tcg", "-smp", "1", "-m", "512", "-nodefaults", "-no-user-config"]
     command += ["-display", "none", "-serial", "stdio", "-no-reboot", *machine]
     command += ["-drive", f"file={tmp_path / 'cidata.iso'},format=raw,if=none,id=cd,readonly=on"]
-    command += ["-device", "ide-cd,drive=cd", "-drive", f"file={overlay},format=qcow2,if=none,id=root"]
+    command += ["-device", f"{seed},drive=cd", "-drive", f"file={overlay},format=qcow2,if=none,id=root"]
     command += ["-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:15150"]
     command += ["-device", "virtio-net-pci,netdev=n,romfile="]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -208,9 +208,9 @@ def check_agent(vm: PodVm, target: float) -> float:
     return seconds
 
 
-def direct(image: BuiltImage, controller: str = "virtio-blk-pci") -> list[str]:
+def direct(image: BuiltImage, controller: str = "virtio-blk-pci", machine: str = "q35") -> list[str]:
     return [
-        *("-machine", "q35", "-device", f"{controller},drive=root"),
+        *("-machine", machine, "-device", f"{controller},drive=root"),
         *("-kernel", str(image.vmlinuz), "-initrd", str(image.initrd), "-append", image.command_line),
     ]
 
@@ -228,8 +228,9 @@ def test_a_directly_booted_image_answers_over_mutual_tls(image: BuiltImage, tmp_
         assert not [line for line in vm.console if "PRIVATE KEY" in line]
 
 
-def test_the_image_finds_its_root_on_a_sata_disk(image: BuiltImage, tmp_path: Path) -> None:
-    with booted(tmp_path, *direct(image, "ide-hd,bus=ide.1"), disk=image.path) as vm:
+@pytest.mark.parametrize("controller", ["ide-hd,bus=ide.1", "virtio-blk-pci"])
+def test_the_image_finds_its_disk_and_a_cd_on_the_ide_bus(image: BuiltImage, tmp_path: Path, controller: str) -> None:
+    with booted(tmp_path, *direct(image, controller, "pc"), disk=image.path, seed="ide-cd") as vm:
         check_agent(vm, TARGET["direct"])
 
 

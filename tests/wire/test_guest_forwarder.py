@@ -367,7 +367,7 @@ def test_the_entry_names_its_commands() -> None:
     )
     assert (done.returncode, done.stderr.strip()) == (
         2,
-        "usage: python3 -m caa.guest.main userdata|forward|standin-agent",
+        "usage: python3 -m caa.guest.main forward|standin-agent",
     )
 
 
