@@ -165,18 +165,20 @@ class OpenSandbox:
     async def _reach_agent(self) -> Reached:
         while True:
             dialled = await dial(self._target, self._last_error)
-            if self._warming is None:
-                self._warming = asyncio.create_task(self._warm_up())
-                self._warming.add_done_callback(_see_error)
             probe = Stream(dialled.sock)
             try:
                 await health.check(probe)
-                return Reached(dialled.address, dialled.tcp_at, dialled.tls_at, self._loop.time())
+                reached = Reached(dialled.address, dialled.tcp_at, dialled.tls_at, self._loop.time())
             except (OSError, health.AgentNotReadyError) as error:
                 # With TLS 1.3 the VM's verdict on our certificate comes only now.
                 raise_if_permanent(error, dialled.address, self._target())
                 self._last_error.note(dialled.address, error)
+            else:
+                # Not before: a VM of one CPU would do this handshake while its caller waits for the answer.
                 self._drop_warm_link()
+                self._warming = asyncio.create_task(self._warm_up())
+                self._warming.add_done_callback(_see_error)
+                return reached
             finally:
                 probe.close()
             await asyncio.sleep(ASK_AGAIN_SECONDS)
