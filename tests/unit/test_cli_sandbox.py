@@ -131,10 +131,15 @@ def test_an_ambiguous_beginning_of_an_id_is_1(service: Service) -> None:
 
 def test_ctrl_c_during_a_start_gives_it_up(service: Service) -> None:
     told(service, "create", "--pod", "shop/web", "--id", "h", "--annotation", "test/start=hang")
-    with subprocess.Popen(command(service, "start", "h"), env=environ(service), stderr=subprocess.PIPE) as process:
-        wait_until(lambda: bool(service.lifecycle.starts))
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE_S)
+    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    start = ["env", "--default-signal=INT", *command(service, "start", "h")]
+    with subprocess.Popen(start, env=environ(service), stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: bool(service.lifecycle.starts))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
     assert (process.returncode, errors) == (130, b"")
     wait_until(lambda: service.lifecycle.gone == ["h"])
 
