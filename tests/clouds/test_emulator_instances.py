@@ -131,6 +131,12 @@ def test_sixteen_kibibytes_of_user_data_are_kept_byte_for_byte(account: Account)
     assert account.emulator.user_data(account.launch(UserData=text)) == text.encode()
 
 
+def test_an_address_is_not_given_again_while_another_is_left(account: Account) -> None:
+    first = account.run()
+    account.terminate(first["InstanceId"])
+    assert account.run()["PrivateIpAddress"] != first["PrivateIpAddress"]
+
+
 def test_the_arm_image_goes_with_the_arm_type(account: Account) -> None:
     instance_id = account.launch(ImageId=account.seed.images["arm64"], InstanceType="m6g.large")
     assert account.one(instance_id)["Architecture"] == "arm64"
@@ -142,9 +148,11 @@ def test_addresses_run_out_and_come_back(account: Account) -> None:
     account.seed = account.emulator.seed(zones=1, subnet_bits=28)
     ids = [account.launch() for _ in range(11)]
     assert account.launch_refusal() == ("InsufficientFreeAddressesInSubnet", 400)
-    assert len(account.instances()) == 11
+    by_id = {one["InstanceId"]: one["PrivateIpAddress"] for one in account.instances()}
+    assert len(set(by_id.values())) == 11
     account.terminate(ids[3])
-    assert account.one(account.launch())["PrivateIpAddress"].startswith("127.50.0.")
+    account.terminate(ids[1])
+    assert [account.run()["PrivateIpAddress"] for _ in range(2)] == [by_id[ids[3]], by_id[ids[1]]]
 
 
 def test_types_with_sev_snp_are_found_by_feature_and_in_pages(account: Account) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import moto.ec2.models.instances as moto_instances
+import moto.ec2.models.subnets as moto_subnets
 from moto.core.responses import ActionResult
 from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYPES
 from moto.ec2.responses import EC2Response
@@ -21,6 +22,7 @@ from moto.ec2.utils import filter_dict_attribute_mapping, is_tag_filter
 from tests.clouds.aws.conditions import MAX_PAGE, Conditions
 from tests.clouds.aws.errors import Ec2Error
 from tests.clouds.aws.instance import EmulatedInstance
+from tests.clouds.aws.subnet import EmulatedSubnet
 
 # EC2 counts the user data before its base64 encoding.
 MAX_USER_DATA = 16 << 10
@@ -50,6 +52,7 @@ class Overlay:
         """Put everything in moto's place, once in a process."""
         EmulatedInstance.conditions = self.conditions
         moto_instances.Instance = EmulatedInstance  # type: ignore[misc]
+        moto_subnets.Subnet = EmulatedSubnet  # type: ignore[misc]
         filter_dict_attribute_mapping["client-token"] = "client_token"
         replaced = {
             "run_instances": self.run_instances,
