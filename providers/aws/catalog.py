@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,25 +51,27 @@ class InstanceType:
 
 
 class Catalog:
-    """Lookups that several threads share. Images and subnets never change in what is read of them here."""
+    """Lookups that several threads share. Images and subnets never change in what is read of them here.
+
+    No lock: two threads that look the same up at once get the same, and no call waits for another's.
+    """
 
     def __init__(self, ec2: Ec2, keys: AwsKeys, worker: WorkerMetadata) -> None:
         self._ec2 = ec2
         self._keys = keys
         self._worker = worker
-        self._lock = threading.Lock()
         self._images: dict[str, Image] = {}
         self._subnets: tuple[Subnet, ...] = ()
 
     def image(self, image_id: str) -> Image:
         """Raises InvalidRequestError when there is no such image, or none that can be booted from."""
-        with self._lock:
-            if image_id not in self._images:
-                found = self._ec2.read("describe_images", {"image": image_id}, ImageIds=[image_id]).get("Images", [])
-                if not found:
-                    raise InvalidRequestError("ImageMissing", f"{image_id!r} (PODVM_AMI_ID) is no image in this region")
-                self._images[image_id] = _image(found[0])
-            return self._images[image_id]
+        known = self._images.get(image_id)
+        if known is None:
+            found = self._ec2.read("describe_images", {"image": image_id}, ImageIds=[image_id]).get("Images", [])
+            if not found:
+                raise InvalidRequestError("ImageMissing", f"{image_id!r} (PODVM_AMI_ID) is no image in this region")
+            known = self._images[image_id] = _image(found[0])
+        return known
 
     def subnet_ids(self) -> tuple[str, ...]:
         """Those of the configuration, else the worker's."""
@@ -78,19 +79,12 @@ class Catalog:
 
     def subnets(self) -> tuple[Subnet, ...]:
         """All that exist of them. By filter, for by id one missing subnet would fail the call for all."""
-        with self._lock:
-            if not self._subnets:
-                wanted = [{"Name": "subnet-id", "Values": list(self.subnet_ids())}]
-                self._subnets = tuple(
-                    sorted(
-                        (
-                            Subnet(found["SubnetId"], found["AvailabilityZone"], found["VpcId"])
-                            for found in self._ec2.pages("describe_subnets", "Subnets", Filters=wanted)
-                        ),
-                        key=lambda subnet: subnet.id,
-                    )
-                )
-            return self._subnets
+        if not self._subnets:
+            wanted = [{"Name": "subnet-id", "Values": list(self.subnet_ids())}]
+            found = self._ec2.pages("describe_subnets", "Subnets", Filters=wanted)
+            listed = [Subnet(one["SubnetId"], one["AvailabilityZone"], one["VpcId"]) for one in found]
+            self._subnets = tuple(sorted(listed, key=lambda subnet: subnet.id))
+        return self._subnets
 
     def subnet_for(self, zone: str, token: str) -> Subnet:
         """The subnet of a launch: of those in its zone one by its token, so that a repeat gets the same."""

@@ -60,7 +60,6 @@ def run_instances(request: LaunchRequest, keys: AwsKeys, place: Place) -> dict[s
         },
         # A pod VM that shuts itself down is of no more use, and stopped it would cost its volume for ever.
         "InstanceInitiatedShutdownBehavior": "terminate",
-        "DisableApiTermination": False,
         "TagSpecifications": [
             {"ResourceType": kind, "Tags": tags} for kind in ("instance", "volume", "network-interface")
         ],
@@ -79,6 +78,7 @@ def run_instances(request: LaunchRequest, keys: AwsKeys, place: Place) -> dict[s
         parameters["IamInstanceProfile"] = {kind: keys.iam_instance_profile}
     if keys.use_launch_template:
         parameters["LaunchTemplate"] = {"LaunchTemplateName": keys.launch_template}
+        parameters["DisableApiTermination"] = False  # or nothing could end what the template protects
     return parameters
 
 

@@ -160,7 +160,9 @@ def test_groups_and_public_address_are_of_the_interface() -> None:
 def test_a_launch_template_only_fills_what_is_not_said() -> None:
     made = parameters(USE_PODVM_LAUNCHTEMPLATE="true", PODVM_LAUNCHTEMPLATE_NAME="mine")
     assert made["LaunchTemplate"] == {"LaunchTemplateName": "mine"}
-    assert {k: v for k, v in made.items() if k != "LaunchTemplate"} == parameters()
+    assert made["DisableApiTermination"] is False
+    of_the_template = ("LaunchTemplate", "DisableApiTermination")
+    assert {k: v for k, v in made.items() if k not in of_the_template} == parameters()
     bare = run_instances(
         REQUEST_1, keys(USE_PODVM_LAUNCHTEMPLATE="true"), dataclasses.replace(PLACE, groups=(), key_pair="")
     )
