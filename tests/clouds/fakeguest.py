@@ -1,9 +1,9 @@
-"""The guests of every emulated instance, in one process: what answers at an instance's private address.
+"""The guests of every emulated instance, in one process: what answers at an instance's addresses.
 
-Each address of 127.50.0.0/16 is this machine, so a listener on (address, 15150) is all a guest's network needs. A
-guest is there while the emulator says that its instance answers: bound then, closed and reset when the instance ends.
-It reads its own user data with the code that runs in a pod VM, so an instance whose user data a pod VM would refuse
-never answers.
+Each address of 127.50.0.0/16 (private) and 127.51.0.0/16 (public) is this machine, so a listener on (address, 15150)
+is all a guest's network needs. A guest is there while the emulator says that its instance answers: bound then, closed
+and reset when the instance ends. It reads its own user data with the code that runs in a pod VM, so an instance whose
+user data a pod VM would refuse never answers.
 
     python -m tests.clouds.fakeguest EMULATOR_URL --ready-fd N      ends when its standard input does
 """

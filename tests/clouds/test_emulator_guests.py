@@ -88,6 +88,20 @@ def test_the_agent_proxy_reaches_the_guest_of_each_instance_by_its_own_certifica
     assert refused.value.code == Code.FAILED_PRECONDITION
 
 
+def test_a_guest_is_reached_at_its_public_address(account: Account, guests: FakeGuests, keys: NodeKeys) -> None:
+    nic = {
+        "DeviceIndex": 0,
+        "SubnetId": account.seed.subnets[account.seed.zones[0]],
+        "AssociatePublicIpAddress": True,
+    }
+    instance_id = account.launch(
+        SubnetId=None, SecurityGroupIds=None, NetworkInterfaces=[nic], UserData=user_data(keys)
+    )
+    address = account.one(instance_id)["PublicIpAddress"]
+    assert address.startswith("127.51.")
+    assert connect(keys, [address]).address == address
+
+
 def test_a_guest_answers_only_after_its_instance_runs_and_has_booted(
     account: Account, guests: FakeGuests, keys: NodeKeys
 ) -> None:

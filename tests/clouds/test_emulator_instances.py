@@ -126,6 +126,20 @@ def test_what_cannot_be_launched_is_refused(account: Account, change: dict[str, 
     assert account.emulator.counters()["interfaces"] == 0
 
 
+def test_a_group_that_an_interface_names_must_exist(account: Account) -> None:
+    subnet = account.seed.subnets[account.seed.zones[0]]
+    nic = {"DeviceIndex": 0, "SubnetId": subnet, "Groups": ["sg-0123456789abcdef0"]}
+    refusal = account.launch_refusal(SubnetId=None, SecurityGroupIds=None, NetworkInterfaces=[nic])
+    assert refusal == ("InvalidGroup.NotFound", 400)
+
+
+def test_a_launch_template_gives_what_the_request_does_not(account: Account) -> None:
+    data = {"ImageId": account.seed.images["arm64"], "InstanceType": "m6g.large"}
+    account.ec2.create_launch_template(LaunchTemplateName="kata", LaunchTemplateData=data)
+    one = account.run(ImageId=None, InstanceType=None, LaunchTemplate={"LaunchTemplateName": "kata"})
+    assert (one["ImageId"], one["InstanceType"]) == (data["ImageId"], "m6g.large")
+
+
 def test_sixteen_kibibytes_of_user_data_are_kept_byte_for_byte(account: Account) -> None:
     text = "".join(chr(32 + number % 90) for number in range(16384))
     assert account.emulator.user_data(account.launch(UserData=text)) == text.encode()

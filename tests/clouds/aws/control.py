@@ -113,9 +113,10 @@ class Control:
         return {"user_data": str(given) if given is not None else base64.b64encode(b"").decode()}
 
     def guests(self) -> dict[str, Any]:
-        """The instances whose guest answers now, by private address; `version` changes when they may have."""
+        """The instances whose guest answers now, by each of their addresses; `version` changes when they may have."""
         instances = [one for backend in self._all() for one in backend.all_instances() if one.answers]
-        return {"version": EmulatedInstance.version, "guests": {one.private_ip: one.id for one in instances}}
+        found = {address: one.id for one in instances for address in (one.private_ip, one.public_ip) if address}
+        return {"version": EmulatedInstance.version, "guests": found}
 
     def reset(self) -> None:
         """Forget everything, conditions and clock included."""

@@ -119,7 +119,7 @@ class AwsEmulator:
         return base64.b64decode(self._do("user_data", instance_id=instance_id)["user_data"])
 
     def guests(self) -> dict[str, str]:
-        """Private address -> id of each instance whose guest should answer now."""
+        """Address, private or public -> id of the instance whose guest answers there now."""
         return dict(self._do("guests")["guests"])
 
     def reset(self) -> None:

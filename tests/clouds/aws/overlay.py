@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import moto.ec2.models.elastic_network_interfaces as moto_enis
 import moto.ec2.models.instances as moto_instances
 import moto.ec2.models.subnets as moto_subnets
 from moto.core.responses import ActionResult
@@ -27,6 +30,7 @@ from tests.clouds.aws.subnet import EmulatedSubnet
 # EC2 counts the user data before its base64 encoding.
 MAX_USER_DATA = 16 << 10
 MAX_TOKEN = 64
+PUBLIC_CIDR = ipaddress.ip_network("127.51.0.0/16")
 _MIN_PAGE = 5
 # What no two requests of the same meaning must share.
 _NOT_A_PARAMETER = {"Action", "Version", "ClientToken", "DryRun"}
@@ -53,6 +57,7 @@ class Overlay:
         EmulatedInstance.conditions = self.conditions
         moto_instances.Instance = EmulatedInstance  # type: ignore[misc]
         moto_subnets.Subnet = EmulatedSubnet  # type: ignore[misc]
+        setattr(moto_enis, "random_public_ip", _public_addresses().__next__)  # noqa: B010  mypy would refuse the plain form
         filter_dict_attribute_mapping["client-token"] = "client_token"
         replaced = {
             "run_instances": self.run_instances,
@@ -106,23 +111,28 @@ class Overlay:
 
     def _check(self, call: EC2Response, zone: str) -> None:
         backend: Any = call.ec2_backend
-        instance_type = call._get_param("InstanceType", "m1.small")
-        count = int(call._get_param("MinCount", "1"))
+        template = _template(call)
+        instance_type = call._get_param("InstanceType") or template.get("InstanceType", "m1.small")
+        image_id = call._get_param("ImageId") or template.get("ImageId")
+        if not image_id:
+            raise Ec2Error("MissingParameter", "The request must contain the parameter ImageId")
         _check_user_data(call._get_param("UserData"))
         _check_type(instance_type, zone, call)
+        images = backend.describe_images(ami_ids=[image_id])
+        _check_architecture(instance_type, images[0].architecture if images else None)
         key_name = call._get_param("KeyName")
         if key_name:
             backend.describe_key_pairs(key_names=[key_name])
-        image_id = call._get_param("ImageId")
-        if not image_id:
-            raise Ec2Error("MissingParameter", "The request must contain the parameter ImageId")
-        images = backend.describe_images(ami_ids=[image_id])
-        _check_architecture(instance_type, images[0].architecture if images else None)
-        for group in call._get_param("SecurityGroupIds", []):
+        for group in _groups(call):
             if backend.get_security_group_from_id(group) is None:
                 raise Ec2Error("InvalidGroup.NotFound", f"The security group '{group}' does not exist")
-        if call._get_param("DryRun", False):
-            return
+        if not call._get_param("DryRun", False):
+            self._take(call, instance_type, zone)
+
+    def _take(self, call: EC2Response, instance_type: str, zone: str) -> None:
+        """What may be short though the request is right: addresses, quota, capacity."""
+        backend: Any = call.ec2_backend
+        count = int(call._get_param("MinCount", "1"))
         subnet_id = _subnet_id(call)
         if subnet_id and backend.get_subnet(subnet_id).available_ip_address_count < count:
             raise Ec2Error(
@@ -131,8 +141,9 @@ class Overlay:
                 "instances.",
             )
         market = call._get_param("InstanceMarketOptions.MarketType") or "on-demand"
-        wanted = vcpus(instance_type) * count
-        self.conditions.check_quota(market, self._used_vcpus(backend, market), wanted)
+        if market in self.conditions.vcpu_quota:
+            wanted = vcpus(instance_type) * count
+            self.conditions.check_quota(market, self._used_vcpus(backend, market), wanted)
         self.conditions.take_capacity(instance_type, zone, market, count)
 
     @staticmethod
@@ -234,6 +245,11 @@ def vcpus(instance_type: str) -> int:
     return int(INSTANCE_TYPES.get(instance_type, {}).get("VCpuInfo", {}).get("DefaultVCpus", 1))
 
 
+def _public_addresses() -> Iterator[str]:
+    """Addresses of this machine as well, so that a guest can be reached at its public one."""
+    return (str(address) for address in itertools.cycle(PUBLIC_CIDR.hosts()))
+
+
 def _bound(method: Callable[[EC2Response], ActionResult]) -> Callable[[EC2Response], ActionResult]:
     return lambda call: method(call)
 
@@ -251,6 +267,20 @@ def _subnet_id(call: EC2Response) -> str | None:
     nics = call._get_param("NetworkInterfaces", [])
     found = call._get_param("SubnetId") or next((nic["SubnetId"] for nic in nics if "SubnetId" in nic), None)
     return str(found) if found else None
+
+
+def _groups(call: EC2Response) -> list[str]:
+    """Of the instance and of its interfaces. moto makes up a group that an interface names and nobody made."""
+    found = list(call._get_param("SecurityGroupIds", []))
+    for nic in call._get_param("NetworkInterfaces", []):
+        found += nic.get("Groups", [])
+    return found
+
+
+def _template(call: EC2Response) -> dict[str, Any]:
+    """The data of the launch template the request names, if any."""
+    named = call._get_param("LaunchTemplate", {})
+    return dict(call.ec2_backend._get_template_from_args(named).data) if named else {}
 
 
 def _is_zonal(call: EC2Response) -> bool:
