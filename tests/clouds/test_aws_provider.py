@@ -165,6 +165,7 @@ def test_the_same_request_makes_one_instance_whoever_sends_it(lab: Lab) -> None:
     first = lab.provider()
     ids = {first.launch(request).id, first.launch(request).id, lab.provider().launch(request).id}
     assert list(ids) == lab.ids()
+    assert lab.account.emulator.counters()["errors"] == {}
 
 
 def test_several_subnets_in_a_zone_do_not_make_a_repeat_another_request(lab: Lab) -> None:
@@ -180,6 +181,7 @@ def test_several_subnets_in_a_zone_do_not_make_a_repeat_another_request(lab: Lab
     restarted = lab.provider(AWS_SUBNET_IDS=",".join(reversed(ids)))
     assert [restarted.launch(request).id for request in requests] == made
     assert len({lab.account.one(instance_id)["SubnetId"] for instance_id in made}) > 1
+    assert lab.account.emulator.counters()["errors"] == {}  # EC2 took every repeat for the same request
 
 
 @pytest.mark.parametrize(
