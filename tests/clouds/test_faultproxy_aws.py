@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,32 @@ def test_a_rule_matches_method_and_url_and_may_stay(proxy: FaultProxy) -> None:
         assert http.post("/zones/7").status_code != 418
         assert http.get("/zones/x").status_code != 418
     assert proxy.count()["GET /zones/7"] == 6
+
+
+@pytest.mark.parametrize("phase", [Phase.BEFORE, Phase.AFTER])
+def test_reset_is_a_tcp_reset_and_drop_an_orderly_end(proxy: FaultProxy, phase: Phase) -> None:
+    request = b"GET /x HTTP/1.1\r\nHost: cloud\r\n\r\n"
+    proxy.add(Fault.RESET, phase)
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as link:
+        link.sendall(request)
+        with pytest.raises(ConnectionResetError):
+            link.recv(1)
+    proxy.add(Fault.DROP, phase)
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as link:
+        link.sendall(request)
+        assert link.recv(1) == b""
+
+
+def test_many_requests_at_once_are_all_counted_and_answered(account: Account, proxy: FaultProxy) -> None:
+    client = ec2_client(proxy.url)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: client.run_instances(**account.request(ClientToken=f"t{number}")), range(32)))
+    finally:
+        client.close()
+    assert proxy.count() == {"RunInstances": 32}
+    assert sorted(one.number for one in proxy.records) == list(range(1, 33))
+    assert count(account) == 32
 
 
 CHILD = """
