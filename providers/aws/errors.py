@@ -192,6 +192,8 @@ def translate(error: Exception, *, changes: bool, about: Mapping[str, str]) -> P
     """
     values = About(about)
     if isinstance(error, boto.ClientError):
+        # Getting credentials is a call of its own inside this one, and its refusal another right's.
+        values["operation"] = error.operation_name
         return _answered(error, changes=changes, values=values)
     said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
     if isinstance(error, _NO_CREDENTIALS):

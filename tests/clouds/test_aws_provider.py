@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,9 +74,10 @@ class Lab:
         """A provider as a fresh process would have it; `url` leads through a proxy."""
         for key in [key for key in os.environ if key.startswith("AWS_")]:
             self._monkeypatch.delenv(key)
-        for key, value in self.account.emulator.environ(url).items():
-            self._monkeypatch.setenv(key, value)
-        given = {k: v for k, v in os.environ.items() if k.startswith("AWS_")} | self.environ(**changed)
+        given = self.account.emulator.environ(url) | self.environ(**changed)
+        for key, value in given.items():
+            if key.startswith("AWS_") and value:  # boto reads the process's environment itself
+                self._monkeypatch.setenv(key, value)
         made = AwsProvider(read_keys(AwsKeys, given), clock=lambda: self.now)
         self._stack.callback(made.close)
         return made
@@ -750,3 +752,67 @@ def test_what_cannot_be_had_is_told_by_its_key(lab: Lab) -> None:
     problems = lab.provider(AWS_SUBNET_IDS="", AWS_SG_IDS="").check()
     assert keys_of(problems) >= {"AWS_SUBNET_ID", "AWS_SG_IDS"}
     assert all("AWS_EC2_METADATA_DISABLED" in p.message for p in problems if p.key == "AWS_SG_IDS")
+
+
+# Credentials
+
+
+def test_a_web_identity_is_enough(lab: Lab, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("eyJhbGciOiJub25lIn0.e30.")
+    provider = lab.provider(
+        AWS_ACCESS_KEY_ID="",
+        AWS_SECRET_ACCESS_KEY="",
+        AWS_ROLE_ARN="arn:aws:iam::123456789012:role/peer-pods",
+        AWS_WEB_IDENTITY_TOKEN_FILE=str(token),
+    )
+    assert provider.check() == []
+    assert lab.calls("AssumeRoleWithWebIdentity") == 1
+
+
+def test_a_role_that_may_not_be_assumed_is_named_as_such(lab: Lab, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("eyJhbGciOiJub25lIn0.e30.")
+    proxy = lab.proxy()
+    denied = AUTH_FAILURE.replace(b"AuthFailure", b"AccessDenied")
+    proxy.add(Fault.STATUS, Phase.BEFORE, body="AssumeRoleWithWebIdentity", status=403, reply=denied)
+    (problem,) = lab.provider(
+        proxy.url,
+        AWS_ACCESS_KEY_ID="",
+        AWS_SECRET_ACCESS_KEY="",
+        AWS_ROLE_ARN="arn:aws:iam::123456789012:role/peer-pods",
+        AWS_WEB_IDENTITY_TOKEN_FILE=str(token),
+    ).check()
+    assert "AssumeRoleWithWebIdentity" in problem.message
+
+
+def test_a_profile_is_enough(lab: Lab, tmp_path: Path) -> None:
+    shared = tmp_path / "credentials"
+    shared.write_text("[ops]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = not-checked\n")
+    provider = lab.provider(
+        AWS_ACCESS_KEY_ID="",
+        AWS_SECRET_ACCESS_KEY="",
+        AWS_SHARED_CREDENTIALS_FILE=str(shared),
+        AWS_PROFILE="ops",
+    )
+    assert provider.check() == []
+
+
+def test_without_any_credentials_nothing_is_sent(lab: Lab) -> None:
+    (problem,) = lab.provider(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="").check()
+    assert problem.key == "AWS_ACCESS_KEY_ID"
+    assert lab.account.emulator.counters()["calls"].get("DescribeInstances", 0) == 0
+
+
+def test_a_region_that_is_not_set_is_the_workers(lab: Lab) -> None:
+    with serve_metadata({"placement/region": lab.account.seed.region}) as imds:
+        provider = lab.provider(
+            AWS_REGION="",
+            AWS_DEFAULT_REGION="",
+            AWS_EC2_METADATA_DISABLED="false",
+            AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{imds.server_port}",
+        )
+        assert provider.check() == []
+    (problem,) = lab.provider(AWS_REGION="", AWS_DEFAULT_REGION="").check()
+    assert problem.key == "AWS_REGION"
+    assert "set AWS_REGION" in problem.message
