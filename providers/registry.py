@@ -8,7 +8,7 @@ from importlib import import_module
 from providers.base import ConfigError, Problem, Provider
 
 # Name in CLOUD_PROVIDER -> module whose `create(environ)` builds the provider. The extra to install has the same name.
-_MODULES = {"libvirt": "providers.libvirt.provider"}
+_MODULES = {"aws": "providers.aws.provider", "libvirt": "providers.libvirt.provider"}
 
 
 def names() -> tuple[str, ...]:

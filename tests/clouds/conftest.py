@@ -1,0 +1,32 @@
+"""Emulated clouds that tests share. One process for all; each test gets it as new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.clouds.aws.account import Account, ec2_client
+from tests.clouds.aws.emulator import AwsEmulator
+
+
+@pytest.fixture(scope="session")
+def aws_emulator() -> Iterator[AwsEmulator]:
+    with AwsEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def ec2(aws_emulator: AwsEmulator) -> Iterator[Any]:
+    client = ec2_client(aws_emulator.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def account(aws_emulator: AwsEmulator, ec2: Any) -> Account:
+    """An empty account with three zones, on a clock that stands still."""
+    aws_emulator.reset()
+    aws_emulator.stop_clock()
+    return Account(aws_emulator, ec2, aws_emulator.seed())
