@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from caa.errors import CallError, InvalidInputError
-from providers.base import Offering
+from providers.base import Market, Offering
 
 PREFIX = "io.katacontainers.config.hypervisor."
 POD_NAME = "io.kubernetes.cri.sandbox-name"
@@ -56,7 +56,7 @@ def requirements(annotations: Mapping[str, str]) -> Requirements:
 
 
 def rank(wanted: Requirements, offerings: Iterable[Offering]) -> list[Offering]:
-    """Every offering that fits, the smallest first: by GPUs, memory, vCPUs, name, zone, market.
+    """Every offering that fits, the smallest first: by GPUs, memory, vCPUs, name, market, zone.
 
     Raises NoOfferingError when none fits, in the words that existing end-to-end tests look for.
     """
@@ -65,7 +65,7 @@ def rank(wanted: Requirements, offerings: Iterable[Offering]) -> list[Offering]:
     fitting = [sized for sized in (_sized(wanted, offering) for offering in offerings) if _fits(wanted, sized)]
     if not fitting:
         raise NoOfferingError(_refusal(wanted))
-    return sorted(fitting, key=lambda o: (o.gpus, o.memory_mib, o.vcpus, o.instance_type, o.zone, o.market))
+    return sorted(fitting, key=lambda o: (o.gpus, o.memory_mib, o.vcpus, o.instance_type, *_place(o)))
 
 
 def _of_type(machine_type: str, offerings: list[Offering]) -> list[Offering]:
@@ -76,7 +76,12 @@ def _of_type(machine_type: str, offerings: list[Offering]) -> list[Offering]:
             f'requested instance type ("{machine_type}") is not part of supported instance types list '
             f"(annotation {MACHINE_TYPE}; supported: {names or 'none, this cloud sizes by vCPUs and memory'})"
         )
-    return sorted(chosen, key=lambda o: (o.market, o.zone))
+    return sorted(chosen, key=_place)
+
+
+def _place(offering: Offering) -> tuple[bool, str]:
+    """Among the same type: spot first where it is offered at all, for it costs less; then the zone."""
+    return offering.market is not Market.SPOT, offering.zone
 
 
 def _sized(wanted: Requirements, offering: Offering) -> Offering:

@@ -121,7 +121,7 @@ def test_a_late_request_acts_after_the_client_gave_up(account: Account, proxy: F
 
 
 def test_a_rule_can_name_the_number_of_the_request(account: Account, proxy: FaultProxy, client: Any) -> None:
-    proxy.add(Fault.STATUS, Phase.BEFORE, body=RUN, at=3, status=500, reply=b"<Response/>")
+    proxy.add(Fault.STATUS, Phase.BEFORE, body=RUN, at=3, times=None, status=500, reply=b"<Response/>")
     for number in (1, 2):
         client.describe_instances()  # does not count
         client.run_instances(**account.request(ClientToken=f"t{number}"))
