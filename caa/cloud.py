@@ -1,20 +1,36 @@
-"""The provider as the rest of the service sees it: asynchronous, bounded, and never abandoned half-way.
+"""The provider as the rest of the service sees it: asynchronous, bounded, within the cloud's limits.
 
-A provider call blocks a thread. Cancelling its caller cannot stop the thread, so a cancelled caller here still
-waits for the thread's end before the cancellation goes on: whoever cleans up afterwards finds a cloud at rest.
+Lists and terminations are made once for all who want them. A call that the cloud refuses as one too many makes every
+caller of that class wait, on every node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import ParamSpec, TypeVar
 
 from caa.clock import Clock
-from providers.base import Instance, InstanceState, LaunchRequest, Offering, OwnerScope, Provider, ProviderError
+from caa.coalesced import Batch, Look
+from caa.errors import UnavailableError
+from caa.limiter import Limiter
+from caa.threads import Threads
+from providers.base import (
+    ApiClass,
+    Instance,
+    InstanceState,
+    LaunchRequest,
+    MissingError,
+    Offering,
+    OwnerScope,
+    Provider,
+    ProviderError,
+    ThrottledError,
+    UnknownOutcomeError,
+)
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -29,26 +45,6 @@ LIST_RETRY_SECONDS = 5.0
 DEAD_STATES = frozenset({InstanceState.STOPPED, InstanceState.FAILED, InstanceState.TERMINATING})
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when cancelled meanwhile; the cancellation goes on after it."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.done() and task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # the task's own, raised again by result() below
-            break
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            log.info("a call of a caller who is gone failed: %s", task.exception())
-        raise cancelled
-    return task.result()
-
-
 @dataclass(slots=True)
 class _Waiter:
     instance_id: str
@@ -58,36 +54,67 @@ class _Waiter:
     """Until an instance was listed once, its absence says nothing: lists lag behind launches."""
 
 
-@dataclass(slots=True)
 class Cloud:
-    """The provider's calls in a bounded thread pool, and one list call for all who wait for an instance."""
+    """One cloud account, for one node."""
 
-    provider: Provider
-    scope: OwnerScope
-    clock: Clock
-    _waiters: list[_Waiter] = field(default_factory=list)
-    _watching: asyncio.Task[None] | None = None
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, thread_name_prefix="cloud"))
+    def __init__(self, provider: Provider, scope: OwnerScope, clock: Clock, limiter: Limiter) -> None:
+        self.scope = scope
+        self._provider = provider
+        self._clock = clock
+        self._limiter = limiter
+        self._threads = Threads(WORKERS, "cloud")
+        self._listing = Look(self._list, provider.watch_interval, clock)
+        self._endings = Batch(self._terminate, provider.terminate_batch, clock)
+        self._waiters: list[_Waiter] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def account(self) -> str:
+        """Whose limits, quotas and capacity these are."""
+        return self._provider.account
 
     async def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for."""
-        return await self._run(self.provider.offerings)
+        return await self._threads.run(self._provider.offerings)
+
+    async def launch_turn(self) -> None:
+        """Wait until one launch may be asked for."""
+        await self._limiter.turn(ApiClass.LAUNCH)
 
     async def launch(self, request: LaunchRequest) -> Instance:
-        """Ask for an instance; returns when the cloud accepted."""
-        return await self._run(self.provider.launch, request)
+        """Ask for an instance, in one's turn; returns when the cloud accepted."""
+        return await self._heeding(ApiClass.LAUNCH, self._provider.launch, request)
 
     async def instances(self) -> list[Instance]:
-        """Every instance of this node."""
-        return await self._run(self.provider.instances, self.scope)
+        """Every instance of this node, seen after this call began."""
+        return await self._listing.fresh()
 
-    async def terminate(self, instance_id: str) -> None:
-        """Ask for an instance's end."""
-        await self._run(self.provider.terminate, instance_id)
+    async def terminate(self, instance_id: str, given_up_at: datetime | None = None) -> None:
+        """Ask for an instance's end.
 
-    async def discard(self, request: LaunchRequest) -> None:
-        """Undo a launch whose outcome is unknown."""
-        await self._run(self.provider.discard, request)
+        That the cloud does not know it counts from `lag` seconds after `given_up_at` on, the moment from which
+        nobody asked for it any more; or at once when that is None, for an instance that was seen.
+        """
+        try:
+            await self._endings.end(instance_id)
+        except MissingError as error:
+            self._check_lag(given_up_at, error)
+
+    async def discard(self, request: LaunchRequest, given_up_at: datetime) -> None:
+        """Undo a launch of which no instance id is known, and that nobody asks for since `given_up_at`.
+
+        To send the launch again would show the instance, too; but it would make one where there was none, and show
+        nothing while the cloud has no capacity, or after image or configuration changed. So this only looks, and what
+        it does not see counts when it is `lag` seconds old. Should an instance turn up later still, it has its owner
+        tags, and is found as one that nobody wants.
+        """
+        made = [one for one in await self.instances() if one.owner == request.owner]
+        for instance in made:
+            if instance.state is not InstanceState.TERMINATING:
+                await self.terminate(instance.id)
+        if not made:
+            self._check_lag(given_up_at, f"no instance of the launch {request.name!r} is listed")
+            await self._threads.run(self._provider.discard, request)
 
     async def address(self, instance: Instance) -> Instance:
         """Wait until the instance has an address, or is dead."""
@@ -105,16 +132,38 @@ class Cloud:
         """End the threads; calls under way are waited for."""
         if self._watching:
             self._watching.cancel()
-        await asyncio.to_thread(self._pool.shutdown)
-        self.provider.close()
+        self._listing.close()
+        await self._endings.close()
+        await self._threads.close()
+        self._provider.close()
 
-    async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
+    async def _list(self) -> list[Instance]:
+        await self._limiter.turn(ApiClass.LIST)
+        return await self._heeding(ApiClass.LIST, self._provider.instances, self.scope)
 
-        async def in_thread() -> T:
-            return await loop.run_in_executor(self._pool, lambda: call(*args, **kwargs))
+    async def _terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
+        await self._limiter.turn(ApiClass.TERMINATE)
+        failed = await self._heeding(ApiClass.TERMINATE, self._provider.terminate, instance_ids)
+        throttled = next((error for error in failed.values() if isinstance(error, ThrottledError)), None)
+        if throttled:
+            await self._limiter.refused(ApiClass.TERMINATE, throttled.retry_after)
+        return failed
 
-        return await finish(in_thread())
+    async def _heeding(self, api: ApiClass, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await self._threads.run(call, *args, **kwargs)
+        except ThrottledError as error:
+            await self._limiter.refused(api, error.retry_after)
+            raise
+
+    def _check_lag(self, given_up_at: datetime | None, why: object) -> None:
+        if given_up_at is None:
+            return
+        left = given_up_at + timedelta(seconds=self._provider.lag) - self._clock.now()
+        if left > timedelta():
+            raise UnknownOutcomeError(
+                "NotVisibleYet", f"{why}; that counts in {left.total_seconds():.0f} s, for new instances are shown late"
+            )
 
     async def _wait(self, instance_id: str, wanted: Callable[[Instance | None], bool]) -> Instance | None:
         waiter = _Waiter(instance_id, wanted, asyncio.get_running_loop().create_future())
@@ -127,21 +176,22 @@ class Cloud:
             self._waiters.remove(waiter)
 
     async def _watch(self) -> None:
-        """One list call at a time for all waiters, for as long as there are any."""
+        """One list for all waiters, for as long as there are any."""
         while self._waiters:
-            pause = self.provider.watch_interval
+            asked = list(self._waiters)
             try:
                 listed = {instance.id: instance for instance in await self.instances()}
-            except ProviderError as error:
+            except (ProviderError, UnavailableError) as error:
                 log.warning("instances cannot be listed now: %s", error)
-                pause = max(pause, LIST_RETRY_SECONDS)
-            else:
-                for waiter in self._waiters:
-                    found = listed.get(waiter.instance_id)
-                    waiter.seen = waiter.seen or found is not None
-                    if waiter.seen and not waiter.future.done() and waiter.wanted(found):
-                        waiter.future.set_result(found)
-            await self.clock.sleep(pause)
+                await self._clock.sleep(LIST_RETRY_SECONDS)
+                continue
+            for waiter in asked:
+                found = listed.get(waiter.instance_id)
+                waiter.seen = waiter.seen or found is not None
+                if waiter.seen and not waiter.future.done() and waiter.wanted(found):
+                    waiter.future.set_result(found)
+            # Nothing else to do at once: who waits runs first, and the next list keeps its distance.
+            await self._clock.sleep(0)
 
 
 def _or_gone(found: Instance | None, known: Instance) -> Instance:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Coroutine
+from datetime import datetime
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
@@ -18,8 +19,9 @@ from providers.base import ProviderError
 
 log = logging.getLogger(__name__)
 
-# A first repeat soon, since most refusals pass at once; at most half a minute apart, for each costs an API call.
-RETRY = wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
+# A first repeat soon, since most refusals pass at once; ten seconds apart in the end, for lists and terminations are
+# shared by all who repeat them.
+RETRY = wait_exponential(multiplier=0.5, max=10) + wait_random(0, 0.5)
 PASSING = (ProviderError, UnavailableError, StaleWriteError, StatusError, OSError, TimeoutError)
 
 
@@ -102,9 +104,10 @@ class Ending:
     async def _clean_up_after(self, sandbox_id: str, after: asyncio.Task[Sandbox] | None) -> None:
         if after is not None and not after.done():
             await asyncio.wait([after])
+        let_go = self._node.clock.now() if after is not None else None
         async for attempt in self._patiently(sandbox_id):
             with attempt:
-                await self._clean_up(sandbox_id)
+                await self._clean_up(sandbox_id, let_go)
 
     def _patiently(self, sandbox_id: str) -> AsyncRetrying:
         def say(state: RetryCallState) -> None:
@@ -115,7 +118,8 @@ class Ending:
             retry=retry_if_exception_type(PASSING), wait=RETRY, sleep=self._node.clock.sleep, before_sleep=say
         )
 
-    async def _clean_up(self, sandbox_id: str) -> None:
+    async def _clean_up(self, sandbox_id: str, let_go: datetime | None) -> None:
+        """`let_go`: when the start in this process ended, if there was one. It may have launched until then."""
         node = self._node
         sandbox = await node.db(node.ledger.sandbox, sandbox_id)
         if sandbox is None or sandbox.state is not SandboxState.STOPPING:
@@ -123,20 +127,20 @@ class Ending:
         await node.proxy.close(sandbox_id)
         for attempt in await node.db(node.ledger.attempts, sandbox_id):
             if attempt.unsettled:
-                await self._end_attempt(sandbox, attempt)
+                await self._end_attempt(sandbox, attempt, let_go or sandbox.changed_at)
         final = SandboxState.FAILED if sandbox.failure_reason else SandboxState.STOPPED
         ended = dataclasses.replace(sandbox, state=final, changed_at=node.clock.now())
         event = node.event(sandbox_id, "Ended", f"nothing of the sandbox is left; it {final}")
         await node.db(node.ledger.save_sandbox, ended, event=event)
 
-    async def _end_attempt(self, sandbox: Sandbox, attempt: Attempt) -> None:
+    async def _end_attempt(self, sandbox: Sandbox, attempt: Attempt, given_up_at: datetime) -> None:
         node = self._node
         begun = node.clock.monotonic()
         if attempt.instance_id:
-            await node.cloud.terminate(attempt.instance_id)
+            await node.cloud.terminate(attempt.instance_id, given_up_at)
             message = f"instance {attempt.name} was terminated"
         else:
-            await node.cloud.discard(launch_request(sandbox, attempt))
+            await node.cloud.discard(launch_request(sandbox, attempt), given_up_at)
             message = f"whatever the launch of {attempt.name} made was removed"
         event = node.event(
             sandbox.id,
@@ -148,3 +152,5 @@ class Ending:
         )
         ended = dataclasses.replace(attempt, state=AttemptState.ENDED)
         await node.db(node.ledger.save_attempt, ended, event=event)
+        if await node.db(node.ledger.account.forget_quota, node.cloud.account):
+            log.info("an instance less: quotas that were used up are asked for again")

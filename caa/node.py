@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from caa.agentproxy.control import ProxyControl
 from caa.clock import Clock
-from caa.cloud import Cloud, finish
-from caa.errors import UnavailableError
+from caa.cloud import Cloud
 from caa.guestconfig import TlsProfile
-from caa.ledger import Ledger, LedgerError
+from caa.ledger import Ledger
+from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
 from caa.pki import NodeKeys
 from caa.sandbox import Event
@@ -24,9 +22,6 @@ from providers.base import OwnerScope
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# Ledger calls are short; more threads than this would only queue inside SQLite.
-LEDGER_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +41,7 @@ class Node:
 
     scope: OwnerScope
     ledger: Ledger
+    ledger_threads: LedgerThreads
     cloud: Cloud
     proxy: ProxyControl
     clock: Clock
@@ -55,24 +51,13 @@ class Node:
     proxy_timeout: float  # seconds
     initdata: str = ""  # base64(gzip(toml)) for pods that bring none
     scratch_space: bool = False
-    _ledger_pool: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
-    )
 
     async def db(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not.
 
         Raises caa.errors.UnavailableError when the ledger cannot be used.
         """
-        loop = asyncio.get_running_loop()
-
-        async def in_thread() -> T:
-            try:
-                return await loop.run_in_executor(self._ledger_pool, lambda: call(*args, **kwargs))
-            except LedgerError as error:
-                raise UnavailableError(str(error), reason="LedgerUnavailable") from error
-
-        result = await finish(in_thread())
+        result = await self.ledger_threads.run(call, *args, **kwargs)
         if isinstance(event := kwargs.get("event"), Event):
             _say(event)
         return result

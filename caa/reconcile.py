@@ -7,8 +7,8 @@ sees has its row already, for rows are committed before the cloud is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from caa.sandbox import LIVE_STATES, Attempt, Door, Sandbox, SandboxState
@@ -33,6 +33,15 @@ class Graces:
 
     never_started: timedelta = timedelta(minutes=10)
     """CreateVM without StartVM: the shim calls both within a second."""
+
+    launching: timedelta = timedelta(minutes=10)
+    """A start without an instance: no shim waits longer, and a burst of 1,000 launches is through in 9 minutes."""
+
+    reaching: timedelta = timedelta(minutes=15)
+    """An accepted instance whose agent does not answer: longer than any image takes to boot."""
+
+    stopping: timedelta = timedelta(minutes=5)
+    """An end that does not come: clouds take instances away in a minute or two. Said once; trying goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,7 @@ class Memory:
 
     missing: Mapping[str, datetime] = field(default_factory=dict)  # by instance id
     unowned: Mapping[str, datetime] = field(default_factory=dict)
+    said_stuck: frozenset[str] = frozenset()  # sandboxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +115,19 @@ class TerminateOrphan:
     sandbox_id: str
 
 
-Action = End | CleanUp | Reopen | MarkSeen | TerminateOrphan
+@dataclass(frozen=True, slots=True)
+class SayStuck:
+    """Record, for people, that a sandbox stays in a state that it should have left."""
+
+    sandbox_id: str
+    message: str
+
+
+Action = End | CleanUp | Reopen | MarkSeen | TerminateOrphan | SayStuck
 
 
 def observe(world: World, memory: Memory) -> Memory:
-    """Memory after this look. Without a list of instances nothing new is learnt."""
+    """Memory after this look. Without a list of instances nothing new is learnt of them."""
     if world.instances is None:
         return memory
     listed = {instance.id for instance in world.instances}
@@ -117,7 +135,14 @@ def observe(world: World, memory: Memory) -> Memory:
     return Memory(
         missing={i: memory.missing.get(i, world.now) for i in wanted - listed},
         unowned={i.id: memory.unowned.get(i.id, world.now) for i in _unowned(world)},
+        said_stuck=memory.said_stuck,
     )
+
+
+def said(actions: Iterable[Action], world: World, memory: Memory) -> Memory:
+    """Memory after acting: what is stuck was said now, and is forgotten with its sandbox."""
+    now_said = {action.sandbox_id for action in actions if isinstance(action, SayStuck)}
+    return replace(memory, said_stuck=(memory.said_stuck | now_said) & {s.id for s in world.sandboxes})
 
 
 def plan(world: World, memory: Memory, graces: Graces) -> list[Action]:
@@ -145,18 +170,29 @@ def _for_sandbox(
     sandbox: Sandbox, attempts: list[Attempt], world: World, memory: Memory, graces: Graces
 ) -> Action | None:
     if sandbox.state is SandboxState.STOPPING:
-        return None if sandbox.id in world.cleaning_here else CleanUp(sandbox.id)
+        if sandbox.id not in world.cleaning_here:
+            return CleanUp(sandbox.id)
+        if world.now - sandbox.changed_at >= graces.stopping and sandbox.id not in memory.said_stuck:
+            return SayStuck(sandbox.id, _still_there(attempts))
+        return None
     if sandbox.state is SandboxState.CREATED:
         if world.now - sandbox.changed_at >= graces.never_started:
             return End(sandbox.id, "NeverStarted", "the sandbox was created, but StartVM never came")
         return None
     if sandbox.state is SandboxState.STARTING:
-        return _for_starting(sandbox, world, graces)
+        return _for_starting(sandbox, attempts, world, graces)
     return _for_running(sandbox, attempts, world, memory, graces)
 
 
-def _for_starting(sandbox: Sandbox, world: World, graces: Graces) -> Action | None:
+def _for_starting(sandbox: Sandbox, attempts: list[Attempt], world: World, graces: Graces) -> Action | None:
     if sandbox.id in world.starting_here:
+        launched = next((a for a in reversed(attempts) if a.unsettled and a.instance_id), None)
+        if launched is None and world.now - sandbox.changed_at >= graces.launching:
+            return End(sandbox.id, "LaunchTimeout", f"no instance could be had in {graces.launching}")
+        if launched is not None and world.now - launched.created_at >= graces.launching + graces.reaching:
+            return End(
+                sandbox.id, "AgentTimeout", f"the agent of {launched.name} has not answered for {graces.reaching}"
+            )
         return None
     # A restart cut this start off. A shim's call ended with its connection; a REST caller may ask again.
     if sandbox.door is Door.REST and world.now - world.service_started < graces.rest_return:
@@ -200,6 +236,11 @@ def _dead_instance(attempts: list[Attempt], world: World, memory: Memory, graces
     if since is not None and world.now - since >= graces.vanished:
         return f"instance {current.name} ({current.instance_id}) no longer exists though nobody here asked for it"
     return ""
+
+
+def _still_there(attempts: list[Attempt]) -> str:
+    left = ", ".join(f"{a.name} ({a.instance_id or 'no instance known'})" for a in attempts if a.unsettled)
+    return f"what the sandbox brought is not gone yet: {left or 'its agent socket'}"
 
 
 def _superseded(world: World) -> dict[str, Action]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from caa.ending import PASSING, Ending
+from caa.errors import UnavailableError
 from caa.ledger import StaleWriteError
 from caa.lifecycle import Lifecycle
 from caa.node import Node
@@ -21,10 +22,12 @@ from caa.reconcile import (
     MarkSeen,
     Memory,
     Reopen,
+    SayStuck,
     TerminateOrphan,
     World,
     observe,
     plan,
+    said,
 )
 from caa.sandbox import SandboxState
 from caa.starting import open_agent_socket
@@ -73,6 +76,7 @@ class Reconciler:
         world = await self._look()
         self._memory = observe(world, self._memory)
         actions = plan(world, self._memory, self._graces)
+        self._memory = said(actions, world, self._memory)
         await asyncio.gather(*(self._act(action) for action in actions))
 
     async def _look(self) -> World:
@@ -95,7 +99,7 @@ class Reconciler:
     async def _instances(self) -> tuple[Instance, ...] | None:
         try:
             return tuple(await self._node.cloud.instances())
-        except ProviderError as error:
+        except (ProviderError, UnavailableError) as error:
             log.warning("instances cannot be listed now, so none is judged: %s", error)
             return None
 
@@ -119,6 +123,8 @@ class Reconciler:
                     await self._reopen(sandbox_id)
                 case MarkSeen(sandbox_id):
                     await self._mark_seen(sandbox_id)
+                case SayStuck(sandbox_id, message):
+                    await self._node.record(sandbox_id, "Stuck", message)
                 case TerminateOrphan(instance_id, name, sandbox_id):
                     log.warning("instance %s (%s) belongs to no sandbox and is terminated", name, instance_id)
                     if sandbox_id:

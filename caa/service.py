@@ -31,7 +31,9 @@ from caa.cloud import Cloud
 from caa.ending import Ending
 from caa.guestconfig import TlsProfile
 from caa.ledger import Ledger, LedgerError, open_ledger, upgrade
+from caa.ledgerthreads import LedgerThreads
 from caa.lifecycle import Lifecycle
+from caa.limiter import Limiter
 from caa.logs import set_up_logging
 from caa.node import AgentTls, Node
 from caa.pki import NodeKeys
@@ -85,9 +87,13 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
         ledger = _open_ledger(settings)
         stack.callback(ledger.close)
         provider = await _open_provider(settings, environ)
-        cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), SystemClock())
+        ledger_threads = LedgerThreads()
+        stack.push_async_callback(ledger_threads.close)
+        clock = SystemClock()
+        limiter = Limiter(ledger.account, ledger_threads, clock, provider.account, provider.limits)
+        cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), clock, limiter)
         stack.push_async_callback(cloud.close)
-        node = _node(settings, ledger, cloud)
+        node = _node(settings, clock, ledger, ledger_threads, cloud)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -168,8 +174,7 @@ def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Pr
         raise ConfigError(told) from error
 
 
-def _node(settings: Settings, ledger: Ledger, cloud: Cloud) -> Node:
-    clock = SystemClock()
+def _node(settings: Settings, clock: SystemClock, ledger: Ledger, ledger_threads: LedgerThreads, cloud: Cloud) -> Node:
     profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
     if settings.ca_cert_file:
         tls = AgentTls(None, settings.ca_cert_file, settings.cert_file, settings.cert_key, profile)
@@ -179,6 +184,7 @@ def _node(settings: Settings, ledger: Ledger, cloud: Cloud) -> Node:
     return Node(
         scope=cloud.scope,
         ledger=ledger,
+        ledger_threads=ledger_threads,
         cloud=cloud,
         proxy=ProxyControl(str(settings.run_dir)),
         clock=clock,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
-from caa.cloud import DEAD_STATES, finish
+from caa.cloud import DEAD_STATES
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
 from caa.guestconfig import (
@@ -33,15 +33,16 @@ from caa.sandbox import (
     launch_request,
 )
 from caa.sizing import rank, requirements
+from caa.threads import finish
 from caa.ttrpc.frames import StatusError
+from caa.unavailable import first_covering, refusal, shown
 from providers.base import (
-    CapacityError,
     DeniedError,
     Instance,
     InvalidRequestError,
     Offering,
+    OfferingRefusedError,
     ProviderError,
-    QuotaError,
     ThrottledError,
     UnavailableError,
     UnknownOutcomeError,
@@ -55,8 +56,6 @@ FIXED_SERVER_NAME = "podvm-server"
 LAUNCH_RETRY = wait_exponential(multiplier=0.25, max=5) + wait_random(0, 0.25)
 # The cloud may or may not have acted, or certainly did not: either way the same request is sent again.
 REPEATABLE = (ThrottledError, UnavailableError, UnknownOutcomeError)
-# The cloud said no to this offering and made nothing; another one may do.
-NEXT_OFFERING = (CapacityError, QuotaError)
 # It will say no for ever.
 PERMANENT = (DeniedError, InvalidRequestError)
 
@@ -144,17 +143,44 @@ class Starting:
         made: int,
     ) -> tuple[Attempt, Instance]:
         """Walk the offerings until one is launched; first finish the attempt that is still open, if any."""
-        refusals: list[str] = []
+        node = self._node
+        refusals: dict[Offering, str] = {}
         if open_attempt is not None:
+            await node.cloud.launch_turn()
             launched = await self._launch(sandbox, open_attempt, refusals)
             if launched:
                 return launched
-        for number, offering in enumerate(offerings, start=made + 1):
+        number = made
+        while await self._next_offering(offerings, refusals):
+            await node.cloud.launch_turn()
+            # While this start waited for its turn, others may have been refused what it was about to ask for.
+            offering = await self._next_offering(offerings, refusals)
+            if offering is None:
+                break
+            number += 1
             attempt = await self._intend(sandbox, number, offering, image)
             launched = await self._launch(sandbox, attempt, refusals)
             if launched:
                 return launched
-        raise StartFailedError("no offering could be had: " + "; ".join(refusals), reason="NoCapacity")
+        raise StartFailedError(f"no offering could be had: {'; '.join(refusals.values())}", reason="NoCapacity")
+
+    async def _next_offering(self, offerings: list[Offering], refusals: dict[Offering, str]) -> Offering | None:
+        """The best one that nothing is known against, noting what is passed over and why."""
+        node = self._node
+        now = node.clock.now()
+        known = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
+        for offering in offerings:
+            if offering in refusals:
+                continue
+            against = first_covering(known, offering, now)
+            if against is None:
+                return offering
+            refusals[offering] = (
+                f"{shown(offering)} was not asked for, because of {against.reason} "
+                f"{(now - against.since).total_seconds():.0f} s ago, and will be again in "
+                f"{(against.until - now).total_seconds():.0f} s ({against.message})"
+            )
+        return None
 
     async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str) -> Attempt:
         """Commit the attempt. Only then may the cloud be asked."""
@@ -182,12 +208,18 @@ class Starting:
         )
         return await node.db(node.ledger.add_attempt, attempt, sandbox_version=sandbox.version, event=event)
 
-    async def _launch(self, sandbox: Sandbox, attempt: Attempt, refusals: list[str]) -> tuple[Attempt, Instance] | None:
+    async def _launch(
+        self, sandbox: Sandbox, attempt: Attempt, refusals: dict[Offering, str]
+    ) -> tuple[Attempt, Instance] | None:
         """Launch and record as one piece, which even a cancelled start finishes. None when another offering may do."""
+        node = self._node
         try:
             return await finish(self._launch_and_record(sandbox, attempt))
-        except NEXT_OFFERING as error:
-            refusals.append(f"{attempt.offering.instance_type} {attempt.offering.zone}: {error.reason}, {error}")
+        except OfferingRefusedError as error:
+            refusals[attempt.offering] = f"{shown(attempt.offering)}: {error.reason}, {error}"
+            known = refusal(node.cloud.account, attempt.offering, error, node.clock.now())
+            if known is not None:
+                await node.db(node.ledger.account.mark_unavailable, known)
             return None
 
     async def _launch_and_record(self, sandbox: Sandbox, attempt: Attempt) -> tuple[Attempt, Instance]:
@@ -195,7 +227,7 @@ class Starting:
         begun = node.clock.monotonic()
         try:
             instance = await self._launch_patiently(sandbox, attempt)
-        except (*NEXT_OFFERING, *PERMANENT) as error:
+        except (OfferingRefusedError, *PERMANENT) as error:
             refused = dataclasses.replace(
                 attempt, state=AttemptState.REFUSED, error_reason=error.reason, error=str(error)
             )
@@ -218,14 +250,17 @@ class Starting:
         return await node.db(node.ledger.save_attempt, accepted, event=event), instance
 
     async def _launch_patiently(self, sandbox: Sandbox, attempt: Attempt) -> Instance:
+        """The turn for the first call has come already. Repeats wait for their own, which a throttled call delays."""
+
         def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            told = error.retry_after if isinstance(error, ThrottledError) else None
-            return max(told or 0.0, LAUNCH_RETRY(state))
+            throttled = state.outcome is not None and isinstance(state.outcome.exception(), ThrottledError)
+            return 0.0 if throttled else LAUNCH_RETRY(state)
 
         async for attempted in AsyncRetrying(
             retry=retry_if_exception_type(REPEATABLE), wait=wait, sleep=self._node.clock.sleep, reraise=True
         ):
+            if attempted.retry_state.attempt_number > 1:
+                await self._node.cloud.launch_turn()
             with attempted:
                 # The caller may be gone for good while the cloud is throttling: nothing was made yet, so stop asking.
                 current = await self._node.db(self._node.ledger.sandbox, sandbox.id)

@@ -8,7 +8,7 @@ offering belong to the service, which runs these calls in a bounded thread pool.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -110,12 +110,29 @@ class Problem:
     image_missing: bool = False  # building the pod VM image would solve it
 
 
-class CapacityScope(enum.StrEnum):
-    """How much of the offering space a capacity error rules out."""
+class Scope(enum.StrEnum):
+    """How much of the offering space a refusal rules out."""
 
     OFFERING = "offering"  # this type in this zone in this market
-    ZONE = "zone"
-    MARKET = "market"
+    TYPE = "type"  # this type in this market, in every zone
+    ZONE = "zone"  # everything in this zone
+    MARKET = "market"  # everything in this market
+
+
+class ApiClass(enum.StrEnum):
+    """The calls that a cloud counts apart from each other."""
+
+    LAUNCH = "launch"
+    LIST = "list"
+    TERMINATE = "terminate"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a cloud takes of one class of calls: `burst` at once, and `per_second` in the long run."""
+
+    burst: float
+    per_second: float
 
 
 class ProviderError(Exception):
@@ -126,16 +143,24 @@ class ProviderError(Exception):
         self.reason = reason
 
 
-class CapacityError(ProviderError):
-    """The cloud has none of this left now. Another offering may work; this one may work later."""
+class OfferingRefusedError(ProviderError):
+    """Nothing was made, and asking again soon would be in vain. Another offering may do.
 
-    def __init__(self, reason: str, message: str, scope: CapacityScope = CapacityScope.OFFERING) -> None:
+    `scope` says what else would be refused as well, `seconds` for how long to take that for granted (0: not at all).
+    """
+
+    def __init__(self, reason: str, message: str, scope: Scope = Scope.OFFERING, seconds: float = 0.0) -> None:
         super().__init__(reason, message)
         self.scope = scope
+        self.seconds = seconds
 
 
-class QuotaError(ProviderError):
-    """The account may have no more of this. Another family may work; waiting rarely helps."""
+class CapacityError(OfferingRefusedError):
+    """The cloud has none of this left now. Another offering may work; this one may work later."""
+
+
+class QuotaError(OfferingRefusedError):
+    """The account may have no more of this. Another family may work; waiting helps only if something else ends."""
 
 
 class ThrottledError(ProviderError):
@@ -154,6 +179,10 @@ class InvalidRequestError(ProviderError):
     """The request can never work as it is: bad image, unknown network, type not offered. Permanent."""
 
 
+class MissingError(ProviderError):
+    """The cloud does not know this instance: it is gone, or so new that not every part of the cloud knows it yet."""
+
+
 class UnavailableError(ProviderError):
     """The cloud was not reached, and certainly did nothing. Worth retrying as it is."""
 
@@ -167,7 +196,18 @@ class Provider(Protocol):
 
     name: str
     watch_interval: float
-    """Seconds between two `instances` calls while a launch is pending: what this API affords."""
+    """Seconds between the beginnings of two `instances` calls, at least: what this API affords."""
+    lag: float
+    """Seconds for which the API may not know an instance that it just made. 0 where it always does."""
+    terminate_batch: int
+    """The most instances that one `terminate` call takes."""
+    limits: Mapping[ApiClass, Rate]
+    """What the cloud takes of an account's calls, all nodes together. A class that is absent has no limit."""
+
+    @property
+    def account(self) -> str:
+        """Whose limits, quotas and capacity these are, e.g. "aws/eu-west-1": the same text for all who share them."""
+        ...
 
     def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for, in no particular order. May be cached by the provider."""
@@ -181,13 +221,18 @@ class Provider(Protocol):
         """Every instance of this owner that exists in any state, with its addresses, in as few calls as can be."""
         ...
 
-    def terminate(self, instance_id: str) -> None:
-        """Ask for the end of an instance and everything that came with it. Absent means success."""
+    def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
+        """Ask for the end of instances and everything that came with them, in as few calls as can be.
+
+        Returns those that could not be ended, by id; MissingError for what the cloud does not know.
+        """
         ...
 
     def discard(self, request: LaunchRequest) -> None:
-        """Undo a launch of which no instance id is known: afterwards nothing of it exists, whether it was
-        never sent, half done or accepted. Idempotent."""
+        """Remove what a launch that came to no instance may have left (volumes, interfaces), by its name. Idempotent.
+
+        Called when `instances` shows none of this request, `lag` seconds after it was last sent or later.
+        """
         ...
 
     def check(self) -> list[Problem]:

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from caa.ledger.account import AccountStore
 from caa.ledger.engine import LOCK_WAIT_S, WRITES, errors_of, make_engine, masked, reach
 from caa.ledger.errors import URL_KEY, AttemptExists, LedgerError, SandboxExists, StaleWriteError
 from caa.ledger.rows import (
@@ -90,6 +91,7 @@ class Ledger:
         # SQLite lets one writer in and the rest poll, up to 100 ms apart and in no order: with 16 threads writing,
         # the slowest of 1,500 writes took 2.1 s, and 0.2 s with a lock to queue at. Other processes still poll.
         self._turn = threading.Lock() if self._engine.dialect.name == "sqlite" else None
+        self.account = AccountStore(self._read, self._write)
 
     def __repr__(self) -> str:
         return f"Ledger({masked(self._url)!r})"
@@ -203,17 +205,6 @@ class Ledger:
     def attempts(self, sandbox_id: str) -> list[Attempt]:
         """Every attempt of a sandbox, by number."""
         query = select(attempts).where(attempts.c.sandbox_id == sandbox_id).order_by(attempts.c.number)
-        with self._read() as connection:
-            return [to_attempt(row) for row in connection.execute(query)]
-
-    def open_attempts(self, cluster: str, node: str) -> list[Attempt]:
-        """The node's attempts of which something may exist in the cloud (intended or accepted), oldest first."""
-        query = (
-            select(attempts)
-            .join(sandboxes, sandboxes.c.id == attempts.c.sandbox_id)
-            .where(sandboxes.c.cluster == cluster, sandboxes.c.node == node, attempts.c.state.in_(_UNSETTLED))
-            .order_by(attempts.c.created_at, attempts.c.sandbox_id, attempts.c.number)
-        )
         with self._read() as connection:
             return [to_attempt(row) for row in connection.execute(query)]
 

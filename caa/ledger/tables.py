@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration. Revisions are numbers of four digits, so that older and newer can be told apart
 without loading Alembic (100 ms and 10 MB that `caa serve` need not pay)."""
 
@@ -135,4 +136,31 @@ events = Table(
     _required("data", JSON),
     Index("ix_events_sandbox_id_id", "sandbox_id", "id"),
     sqlite_autoincrement=True,  # an id is never given twice
+)
+
+# Of calls to a cloud account. Moments are seconds since the epoch, for they are calculated with.
+buckets = Table(
+    "buckets",
+    metadata,
+    _required("name", Text, primary_key=True),
+    _required("tokens", Double),
+    _required("filled_at", Double),
+    _required("paused_until", Double),
+    _required("pause", Double),
+    _required("refused_at", Double),
+)
+
+# A few rows, of the last minutes.
+unavailable_offerings = Table(
+    "unavailable_offerings",
+    metadata,
+    _required("account", Text, primary_key=True),
+    _required("instance_type", Text, primary_key=True),
+    _required("zone", Text, primary_key=True),
+    _required("market", Text, primary_key=True),
+    _required("since", UtcDateTime),
+    _required("until", UtcDateTime),
+    _required("quota", Boolean),
+    _required("reason", Text),
+    _required("message", Sentence),
 )

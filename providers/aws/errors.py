@@ -9,11 +9,13 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 
 from providers.base import (
     CapacityError,
-    CapacityScope,
     DeniedError,
     InvalidRequestError,
+    MissingError,
+    OfferingRefusedError,
     ProviderError,
     QuotaError,
+    Scope,
     ThrottledError,
     UnavailableError,
     UnknownOutcomeError,
@@ -21,6 +23,10 @@ from providers.base import (
 
 # EC2's refusals of a right carry an encoded explanation of several kilobytes, which says nothing to people.
 _LONGEST_QUOTE = 500
+# Karpenter's time for EC2: capacity changes within minutes, and asking costs one of two launches a second.
+CAPACITY_SECONDS = 180.0
+# A quota has room again when somebody raises it, or an instance ends (if it was ours, the service asks again at once).
+QUOTA_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Meaning:
     error: type[ProviderError]
     sentence: str
     reason: str = ""  # the code itself, without dots, unless given
-    scope: CapacityScope = CapacityScope.OFFERING
+    scope: Scope = Scope.OFFERING
 
 
 class About(dict[str, str]):
@@ -40,18 +46,26 @@ class About(dict[str, str]):
         return "(not set)"
 
 
-def _full(scope: CapacityScope, sentence: str) -> Meaning:
+def _full(scope: Scope, sentence: str) -> Meaning:
     return Meaning(CapacityError, sentence, scope=scope)
 
 
-_NONE_LEFT = _full(CapacityScope.OFFERING, "AWS has no {type} left in {zone} ({market})")
-_NOT_HERE = _full(CapacityScope.OFFERING, "AWS does not offer {type} as asked for in {zone} ({market})")
-_SPOT_PRICE = _full(CapacityScope.OFFERING, "the spot price of {type} in {zone} is above the limit")
-_SPOT_COUNT = _full(CapacityScope.MARKET, "the account may have no more spot instances in this region")
-_NO_ADDRESS = _full(CapacityScope.ZONE, "the subnet {subnet} in {zone} (AWS_SUBNET_ID) has no free address left")
-_NO_STORAGE = _full(CapacityScope.ZONE, "AWS has no room for another volume in {zone}")
-_VCPUS = Meaning(QuotaError, "the account's vCPU quota does not allow another {type} ({market}); ask AWS to raise it")
-_QUOTA = Meaning(QuotaError, "a quota of the account does not allow this instance; ask AWS to raise it")
+_NONE_LEFT = _full(Scope.OFFERING, "AWS has no {type} left in {zone} ({market})")
+_NOT_HERE = _full(Scope.OFFERING, "AWS does not offer {type} as asked for in {zone} ({market})")
+_SPOT_PRICE = _full(Scope.OFFERING, "the spot price of {type} in {zone} is above the limit")
+_NO_ADDRESS = _full(Scope.ZONE, "the subnet {subnet} in {zone} (AWS_SUBNET_ID) has no free address left")
+_NO_STORAGE = _full(Scope.ZONE, "AWS has no room for another volume in {zone}")
+_SPOT_COUNT = Meaning(
+    QuotaError, "the account may have no more spot instances in this region; ask AWS to raise it", scope=Scope.MARKET
+)
+_VCPUS = Meaning(
+    QuotaError,
+    "the account's vCPU quota does not allow another {type} ({market}); ask AWS to raise it",
+    scope=Scope.TYPE,
+)
+_QUOTA = Meaning(
+    QuotaError, "a quota of the account does not allow this instance; ask AWS to raise it", scope=Scope.TYPE
+)
 _THROTTLED = Meaning(ThrottledError, "AWS takes fewer calls than it was sent", reason="Throttled")
 _CREDENTIALS = Meaning(
     DeniedError,
@@ -157,8 +171,9 @@ _TABLE: dict[str, Meaning] = {
         InvalidRequestError, "the instance that an earlier call of this launch made was terminated"
     ),
     "InvalidInstanceID.NotFound": Meaning(
-        InvalidRequestError, "there is no instance {instance} in {region}", "InstanceMissing"
+        MissingError, "there is no instance {instance} in {region}", "InstanceMissing"
     ),
+    "InvalidInstanceID.Malformed": Meaning(MissingError, "{instance} is no instance id of EC2", "InstanceMissing"),
     "OperationNotPermitted": Meaning(InvalidRequestError, "the instance is protected against {operation}"),
 }
 
@@ -221,8 +236,9 @@ def _answered(error: boto.ClientError, *, changes: bool, values: About) -> Provi
             return UnavailableError("ServerError", f"{values['operation']} failed inside AWS {quoted}")
     reason = meaning.reason or code.replace(".", "")
     sentence = f"{meaning.sentence.format_map(values)} {quoted}"
-    if meaning.error is CapacityError:
-        return CapacityError(reason, sentence, meaning.scope)
+    if issubclass(meaning.error, OfferingRefusedError):
+        seconds = QUOTA_SECONDS if meaning.error is QuotaError else CAPACITY_SECONDS
+        return meaning.error(reason, sentence, meaning.scope, seconds)
     if meaning.error is ThrottledError:
         return ThrottledError(reason, sentence, _retry_after(error))
     return meaning.error(reason, sentence)

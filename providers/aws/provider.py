@@ -20,24 +20,37 @@ from providers.aws.parameters import Place, check_user_data, run_instances
 from providers.aws.settings import AwsKeys
 from providers.aws.tags import REQUEST, digest, filters_of, owner_in
 from providers.base import (
+    ApiClass,
     Instance,
     InstanceState,
     InvalidRequestError,
     LaunchRequest,
+    MissingError,
     Offering,
     OwnerScope,
     Problem,
+    ProviderError,
+    Rate,
     UnknownOutcomeError,
 )
 from providers.keys import read_keys
 
-# EC2's listings lag behind its launches, mostly by less than a second. AWS gives no bound; after this long others who
+# EC2's answers lag behind its launches, mostly by less than a second. AWS gives no bound; after this long others who
 # list instances by tag take absence for truth.
-VISIBLE_SECONDS = 30.0
+LAG_SECONDS = 30.0
+# Request limits of one account in one region, as AWS's throttling page has them. (Another bucket counts instances: 1000
+# at once and 2 a second, which one instance for each call never meets first.)
+LIMITS: Mapping[ApiClass, Rate] = {
+    ApiClass.LAUNCH: Rate(5, 2),
+    ApiClass.TERMINATE: Rate(100, 5),
+    ApiClass.LIST: Rate(100, 20),
+}
 # New types and zones appear a few times a year; a mistake in the configuration is corrected with a restart.
 OFFERINGS_SECONDS = 600.0
 # The most that one page may have.
 PAGE = 1000
+# EC2 takes up to 1000 ids, and recommends fewer; others who send crowds of them stay at this.
+TERMINATE_BATCH = 500
 
 _STATES = {
     "pending": InstanceState.PENDING,
@@ -63,6 +76,9 @@ class AwsProvider:
     # DescribeInstances is limited to 20 calls a second for the whole account and region, all nodes together. A new
     # instance's private address comes with the launch itself, so this only decides how soon its death is seen.
     watch_interval = 2.0
+    lag = LAG_SECONDS
+    terminate_batch = TERMINATE_BATCH
+    limits = LIMITS
 
     def __init__(self, keys: AwsKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._keys = keys
@@ -70,9 +86,13 @@ class AwsProvider:
         self._worker = WorkerMetadata(keys)
         self._ec2 = Ec2(keys, self._worker)
         self._catalog = Catalog(self._ec2, keys, self._worker)
-        self._since = _Since(clock)
         self._offerings_lock = threading.Lock()
         self._offerings: tuple[float, Sequence[Offering]] | None = None
+
+    @property
+    def account(self) -> str:
+        """The region. Nodes that share a ledger are taken to share the AWS account."""
+        return f"aws/{self._ec2.region}"
 
     def offerings(self) -> Sequence[Offering]:
         """The configured types in the zones of the configured subnets, in the configured markets."""
@@ -97,47 +117,31 @@ class AwsProvider:
             return self._made_earlier(request, refusal)
         if not reply.get("Instances"):
             raise UnknownOutcomeError("NoAnswer", f"EC2 answered the launch of {request.name!r} without an instance")
-        instance = _instance(reply["Instances"][0], public=self._keys.use_public_ip)
-        self._since.note(instance.id)
-        return instance
+        return _instance(reply["Instances"][0], public=self._keys.use_public_ip)
 
     def instances(self, scope: OwnerScope) -> list[Instance]:
         """One call for each 1000 instances of the owner."""
         states: dict[str, object] = {"Name": "instance-state-name", "Values": _EXISTING}
         return self._listed([*filters_of(scope), states], MaxResults=PAGE)
 
-    def terminate(self, instance_id: str) -> None:
-        """TerminateInstances; volume and interface go with the instance.
+    def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
+        """One TerminateInstances for all; volumes and interfaces go with them.
 
-        Absent is success, but not of an instance that was launched just now: EC2 may not see it yet itself.
+        EC2 ends none of them when it refuses one, so after a refusal each is asked for alone.
         """
         try:
-            self._ec2.call("terminate_instances", {"instance": instance_id}, InstanceIds=[instance_id])
-        except InvalidRequestError as error:
-            if error.reason != "InstanceMissing":
-                raise
-            age = self._since.age(instance_id)
-            if age is not None and age < VISIBLE_SECONDS:
-                raise UnknownOutcomeError(
-                    "NotVisibleYet", f"EC2 accepted {instance_id} {age:.0f} s ago and does not see it yet"
-                ) from error
+            self._ec2.call("terminate_instances", InstanceIds=list(instance_ids))
+        except (MissingError, InvalidRequestError) as refusal:
+            return {instance_ids[0]: refusal} if len(instance_ids) == 1 else self._terminate_each(instance_ids)
+        except ProviderError as error:
+            return dict.fromkeys(instance_ids, error)
+        return {}
+
+    def _terminate_each(self, instance_ids: Sequence[str]) -> dict[str, ProviderError]:
+        return {one: error for each in instance_ids for one, error in self.terminate([each]).items()}
 
     def discard(self, request: LaunchRequest) -> None:
-        """Find what the launch made by its token, and terminate it. What is not there is waited for, by refusing.
-
-        To send the launch again would show the instance, too, but it would make one where there was none, and while
-        AWS throttles or has no capacity, or after the image or the configuration changed, it would show nothing. So
-        this only looks. A launch that was sent becomes visible after a moment, hence absence counts only when the
-        launch is still absent VISIBLE_SECONDS after the first look; until then the outcome is unknown. No launch of the
-        request is sent after that look, for the service discards an attempt only when it has given it up. Should an
-        instance appear later still, it has its owner tags, and is found by `instances` as one that nobody wants.
-        """
-        found = self._by_token(request.token)
-        for instance in found:
-            if instance.state is not InstanceState.TERMINATING:
-                self.terminate(instance.id)
-        if not found:
-            self._wait_for_absence(request)
+        """Nothing: RunInstances makes all or nothing, and its volume and interface end with the instance."""
 
     def check(self) -> list[Problem]:
         """Everything that can be seen to be wrong, all at once, with nothing taken from a cache."""
@@ -164,17 +168,10 @@ class AwsProvider:
         if found:
             return found[0]
         if refusal.reason == "IdempotentParameterMismatch" and not self._by_token(request.token):
-            self._wait_for_absence(request)  # an earlier call did come through: its instance must still appear
-        raise refusal
-
-    def _wait_for_absence(self, request: LaunchRequest) -> None:
-        since = self._since.first(request.token)
-        if since < VISIBLE_SECONDS:
             raise UnknownOutcomeError(
-                "NotVisibleYet",
-                f"EC2 lists no instance of the launch {request.name!r}; that counts when it has been so for "
-                f"{VISIBLE_SECONDS:.0f} s ({since:.0f} s now)",
-            )
+                "NotVisibleYet", f"EC2 took the launch {request.name!r} before, and does not list its instance yet"
+            ) from refusal
+        raise refusal
 
     def _by_token(self, token: str, only: str = "") -> list[Instance]:
         """Instances of a launch token in any state, those that exist first; `only` those with this digest."""
@@ -224,33 +221,3 @@ def _instance(found: Mapping[str, Any], *, public: bool) -> Instance:
         zone=found.get("Placement", {}).get("AvailabilityZone", ""),
         created_at=found.get("LaunchTime"),
     )
-
-
-class _Since:
-    """Since when something is known, in seconds; forgotten after a while."""
-
-    _KEPT_SECONDS = 3600.0  # far longer than anybody asks for
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._noted: dict[str, float] = {}
-
-    def note(self, key: str) -> None:
-        """Known since now, unless it was noted before."""
-        with self._lock:
-            now = self._clock()
-            self._noted.setdefault(key, now)
-            for old in [k for k, at in self._noted.items() if now - at > self._KEPT_SECONDS]:
-                del self._noted[old]
-
-    def age(self, key: str) -> float | None:
-        """Seconds since it was noted; None if it was not."""
-        with self._lock:
-            at = self._noted.get(key)
-            return None if at is None else self._clock() - at
-
-    def first(self, key: str) -> float:
-        """Seconds since it was first noted, which may be now."""
-        self.note(key)
-        return self.age(key) or 0.0

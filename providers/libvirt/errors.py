@@ -9,10 +9,10 @@ import libvirt
 
 from providers.base import (
     CapacityError,
-    CapacityScope,
     DeniedError,
     InvalidRequestError,
     ProviderError,
+    Scope,
     UnavailableError,
     UnknownOutcomeError,
 )
@@ -119,7 +119,7 @@ def translate(error: libvirt.libvirtError, keys: LibvirtKeys) -> ProviderError:
     values = {"uri": shown_uri(keys.uri), "pool": keys.pool, "net": keys.net}
     sentence = f"{meaning.sentence.format(**values)} (libvirt: {said})"
     if meaning is _POOL_FULL:  # no size of VM fits there
-        return CapacityError(meaning.reason, sentence, CapacityScope.ZONE)
+        return CapacityError(meaning.reason, sentence, Scope.ZONE)
     return meaning.error(meaning.reason, sentence)
 
 

@@ -13,17 +13,22 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import libvirt
 
 from providers.base import (
+    ApiClass,
     Instance,
     InstanceState,
     InvalidRequestError,
     LaunchRequest,
+    MissingError,
     Offering,
     OwnerScope,
     Problem,
+    ProviderError,
+    Rate,
     UnavailableError,
     UnknownOutcomeError,
 )
@@ -46,7 +51,7 @@ from providers.libvirt.domain import (
 from providers.libvirt.errors import is_transport, lost, translate, unreachable
 from providers.libvirt.probe import Host, probe
 from providers.libvirt.seed import seed_iso
-from providers.libvirt.settings import LibvirtKeys
+from providers.libvirt.settings import LibvirtKeys, shown_uri
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,9 @@ class LibvirtProvider:
 
     name = "libvirt"
     watch_interval = 0.2  # a local daemon: one listing takes a few milliseconds
+    lag = 0.0
+    terminate_batch = 1  # they are ended side by side, one thread each
+    limits: Mapping[ApiClass, Rate] = MappingProxyType({})  # a local daemon counts nobody's calls
 
     def __init__(self, keys: LibvirtKeys, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._keys = keys
@@ -79,6 +87,11 @@ class LibvirtProvider:
         self._busy = _KeyedLock()
         # libvirt reads the whole pool anew after each upload, and may then miss a volume that is just being made.
         self._pool_lock = threading.Lock()
+
+    @property
+    def account(self) -> str:
+        """One host is one account."""
+        return f"libvirt/{shown_uri(self._keys.uri)}"
 
     def offerings(self) -> Sequence[Offering]:
         """One offering of any size."""
@@ -116,12 +129,21 @@ class LibvirtProvider:
                 self._records.pop(gone, None)
             return found
 
-    def terminate(self, instance_id: str) -> None:
-        """Destroy, delete the volumes, undefine last."""
+    def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
+        """Destroy, delete the volumes, undefine last; one after the other."""
+        failed = {}
+        for instance_id in instance_ids:
+            try:
+                self._terminate(instance_id)
+            except ProviderError as error:
+                failed[instance_id] = error
+        return failed
+
+    def _terminate(self, instance_id: str) -> None:
         with self._busy.hold(instance_id), self._calls(changes=True) as conn:
             domain = _lookup(conn, instance_id)
             if domain is None:
-                return
+                raise MissingError("InstanceMissing", f"libvirt has no domain {instance_id}")
             record = _read(domain)
             if record is None:
                 raise InvalidRequestError("NotOurs", f"the domain {instance_id} was not made by this service")

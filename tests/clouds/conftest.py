@@ -9,6 +9,7 @@ import pytest
 
 from tests.clouds.aws.account import Account, ec2_client
 from tests.clouds.aws.emulator import AwsEmulator
+from tests.clouds.aws_lab import Lab
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,10 @@ def account(aws_emulator: AwsEmulator, ec2: Any) -> Account:
     aws_emulator.reset()
     aws_emulator.stop_clock()
     return Account(aws_emulator, ec2, aws_emulator.seed())
+
+
+@pytest.fixture
+def lab(account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    made = Lab(account, monkeypatch)
+    yield made
+    made.close()

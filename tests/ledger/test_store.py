@@ -16,7 +16,6 @@ from caa.sandbox import (
     ATTEMPT_TRANSITIONS,
     LIVE_STATES,
     TRANSITIONS,
-    Attempt,
     AttemptState,
     Door,
     IllegalTransitionError,
@@ -208,7 +207,7 @@ def test_a_sandbox_never_has_two_unsettled_attempts(ledger: Ledger) -> None:
     ledger.save_attempt(replace(first, state=AttemptState.REFUSED))
     second = ledger.add_attempt(attempt(number=2), sandbox_version=row.version)
     assert [a.number for a in ledger.attempts("sb-1")] == [1, 2]
-    assert ledger.open_attempts("c1", "n1") == [second]
+    assert [a for a in ledger.attempts("sb-1") if a.unsettled] == [second]
 
 
 @pytest.mark.parametrize("end", [AttemptState.REFUSED, AttemptState.ENDED])
@@ -273,22 +272,6 @@ def test_pages_joined_are_the_whole_list_even_when_rows_go_between_them(ledger: 
         ledger.save_sandbox(replace(stopping, state=SandboxState.STOPPED))
         assert ledger.prune(NOW + timedelta(days=1)) == 1
     assert seen == ids
-
-
-def test_open_attempts_are_those_of_the_node_that_may_exist_in_the_cloud(ledger: Ledger) -> None:
-    kept: list[Attempt] = []
-    for number, state in enumerate(AttemptState):
-        sandbox_id = f"sb-{number}"
-        row = starting(ledger, sandbox_id)
-        when = NOW + timedelta(minutes=number)
-        added = ledger.add_attempt(attempt(sandbox_id, state=state, created_at=when), sandbox_version=row.version)
-        if added.unsettled:
-            kept.append(added)
-    other = starting(ledger, "elsewhere", node="n2")
-    ledger.add_attempt(attempt("elsewhere"), sandbox_version=other.version)
-    assert ledger.open_attempts("c1", "n1") == kept
-    assert len(kept) == 2
-    assert ledger.open_attempts("c2", "n1") == []
 
 
 def test_a_snapshot_has_the_live_sandboxes_of_the_node_and_all_their_attempts(ledger: Ledger) -> None:
@@ -386,7 +369,7 @@ def test_pruning_keeps_a_sandbox_of_which_a_vm_may_be_left(ledger: Ledger) -> No
     row = ledger.save_sandbox(replace(row, state=SandboxState.STOPPING))
     ledger.save_sandbox(replace(row, state=SandboxState.STOPPED))
     assert ledger.prune(NOW + timedelta(days=1)) == 0
-    assert len(ledger.open_attempts("c1", "n1")) == 1
+    assert len(ledger.attempts("sb-1")) == 1
 
 
 def test_an_odd_error_text_does_not_keep_the_state_from_being_written(ledger: Ledger) -> None:

@@ -9,11 +9,12 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from providers.aws.errors import _TABLE, About, code_of, translate
 from providers.base import (
     CapacityError,
-    CapacityScope,
     DeniedError,
     InvalidRequestError,
+    OfferingRefusedError,
     ProviderError,
     QuotaError,
+    Scope,
     ThrottledError,
     UnavailableError,
     UnknownOutcomeError,
@@ -82,15 +83,15 @@ def test_a_code_of_ec2_has_one_meaning(code: str, status: int, kind: type[Provid
 @pytest.mark.parametrize(
     ("code", "scope"),
     [
-        ("InsufficientInstanceCapacity", CapacityScope.OFFERING),
-        ("InsufficientFreeAddressesInSubnet", CapacityScope.ZONE),
-        ("InsufficientVolumeCapacity", CapacityScope.ZONE),
-        ("MaxSpotInstanceCountExceeded", CapacityScope.MARKET),
+        ("InsufficientInstanceCapacity", Scope.OFFERING),
+        ("InsufficientFreeAddressesInSubnet", Scope.ZONE),
+        ("InsufficientVolumeCapacity", Scope.ZONE),
+        ("MaxSpotInstanceCountExceeded", Scope.MARKET),
     ],
 )
-def test_a_lack_of_capacity_says_how_far_it_reaches(code: str, scope: CapacityScope) -> None:
+def test_a_refused_offering_says_how_far_it_reaches(code: str, scope: Scope) -> None:
     error = told(answer(code, 500))
-    assert isinstance(error, CapacityError)
+    assert isinstance(error, OfferingRefusedError)
     assert error.scope is scope
 
 

@@ -13,10 +13,10 @@ import pytest
 from providers import registry
 from providers.base import (
     CapacityError,
-    CapacityScope,
     ConfigError,
     DeniedError,
     InvalidRequestError,
+    Scope,
     UnavailableError,
     UnknownOutcomeError,
 )
@@ -77,7 +77,7 @@ def test_the_sentence_names_key_and_value() -> None:
 def test_a_full_pool_rules_out_every_size() -> None:
     full = translate(error(libvirt.VIR_ERR_SYSTEM_ERROR, 18, "x", errno.ENOSPC), KEYS)
     assert isinstance(full, CapacityError)
-    assert full.scope is CapacityScope.ZONE
+    assert full.scope is Scope.ZONE
 
 
 def test_a_broken_connection_is_not_taken_for_an_answer() -> None:

@@ -16,10 +16,12 @@ from caa.reconcile import (
     MarkSeen,
     Memory,
     Reopen,
+    SayStuck,
     TerminateOrphan,
     World,
     observe,
     plan,
+    said,
 )
 from caa.sandbox import Attempt, AttemptState, Door, Sandbox, SandboxState
 from providers.base import Instance, InstanceState, Offering, Owner
@@ -159,6 +161,32 @@ def test_a_start_that_this_process_works_on_is_left_alone() -> None:
     assert planned(world([starting], [attempt()], [], {}, starting_here=frozenset({"a"}))) == []
 
 
+def test_a_start_that_gets_no_instance_is_given_up_after_ten_minutes() -> None:
+    waiting = [attempt(state=AttemptState.INTENDED)]
+    for age, reasons in ((599, []), (600, ["LaunchTimeout"])):
+        w = world([sandbox(state=SandboxState.STARTING, age=age)], waiting, [], {}, starting_here=frozenset({"a"}))
+        assert [a.reason for a in planned(w) if isinstance(a, End)] == reasons
+
+
+def test_a_start_whose_agent_never_answers_is_given_up() -> None:
+    limit = (GRACES.launching + GRACES.reaching).total_seconds()
+    for age, reasons in ((limit - 1, []), (limit, ["AgentTimeout"])):
+        launched = dataclasses.replace(attempt(), created_at=NOW - timedelta(seconds=age))
+        starting = sandbox(state=SandboxState.STARTING, age=age)
+        w = world([starting], [launched], [instance()], {}, starting_here=frozenset({"a"}))
+        assert [a.reason for a in planned(w) if isinstance(a, End)] == reasons
+
+
+def test_an_end_that_does_not_come_is_said_once() -> None:
+    stopping = sandbox(state=SandboxState.STOPPING, age=GRACES.stopping.total_seconds())
+    w = dataclasses.replace(world([stopping], [attempt()], [instance()], {}), cleaning_here=frozenset({"a"}))
+    first = plan(w, Memory(), GRACES)
+    assert first == [SayStuck("a", "what the sandbox brought is not gone yet: podvm-a (i-a)")]
+    after = said(first, w, observe(w, Memory()))
+    assert plan(w, after, GRACES) == []
+    assert said([], world([], [], []), after).said_stuck == frozenset()
+
+
 def test_a_stopping_sandbox_is_cleaned_up() -> None:
     assert planned(world([sandbox(state=SandboxState.STOPPING)], [attempt()], [], {})) == [CleanUp("a")]
 
@@ -209,7 +237,7 @@ def test_an_instance_of_unknown_age_is_given_the_grace_from_when_it_was_first_se
 
 
 def test_an_instance_of_an_attempt_that_is_only_intended_is_nobodys_orphan() -> None:
-    starting = sandbox(state=SandboxState.STARTING)
+    starting = sandbox(state=SandboxState.STARTING, age=60)
     w = world([starting], [attempt(state=AttemptState.INTENDED)], [instance()], {}, starting_here=frozenset({"a"}))
     assert planned(w) == []
 

@@ -23,6 +23,7 @@ from providers.base import (
     InstanceState,
     InvalidRequestError,
     LaunchRequest,
+    MissingError,
     OwnerScope,
     UnavailableError,
     UnknownOutcomeError,
@@ -110,12 +111,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     shutil.rmtree(directory)
 
 
+def end(provider: LibvirtProvider, instance_id: str) -> None:
+    """Terminate what must be there."""
+    assert provider.terminate([instance_id]) == {}
+
+
 @pytest.fixture
 def provider(lab: Lab) -> Iterator[LibvirtProvider]:
     provider = LibvirtProvider(lab.keys())
     yield provider
     for instance in provider.instances(SCOPE):
-        provider.terminate(instance.id)
+        end(provider, instance.id)
     provider.close()
     assert lab.domains() == []
     assert lab.volumes() == []
@@ -136,8 +142,8 @@ def test_launching_twice_makes_one_domain_and_terminating_twice_leaves_nothing(
     assert lab.domains() == [wanted.name]
     assert lab.volumes() == [seed_volume(wanted.name), root_volume(wanted.name)]
     assert provider.instances(SCOPE) == [first]
-    provider.terminate(first.id)
-    provider.terminate(first.id)
+    end(provider, first.id)
+    assert isinstance(provider.terminate([first.id])[first.id], MissingError)
     assert (lab.domains(), lab.volumes(), provider.instances(SCOPE)) == ([], [], [])
 
 
@@ -191,7 +197,7 @@ def test_only_the_owners_instances_are_listed(lab: Lab, provider: LibvirtProvide
     assert [i.name for i in provider.instances(SCOPE)] == [mine.name]
     assert [i.name for i in provider.instances(OwnerScope(CLUSTER, "node-2"))] == [other.name]
     assert provider.instances(OwnerScope("another", "node-1")) == []
-    provider.terminate(theirs.id)
+    end(provider, theirs.id)
 
 
 def test_a_foreign_domain_is_not_terminated(lab: Lab, provider: LibvirtProvider) -> None:
@@ -200,9 +206,8 @@ def test_a_foreign_domain_is_not_terminated(lab: Lab, provider: LibvirtProvider)
         f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>"
     )
     try:
-        with pytest.raises(InvalidRequestError) as caught:
-            provider.terminate(domain.UUIDString())
-        assert caught.value.reason == "NotOurs"
+        refused = provider.terminate([domain.UUIDString()])[domain.UUIDString()]
+        assert (type(refused), refused.reason) == (InvalidRequestError, "NotOurs")
         assert name in lab.domains()
     finally:
         domain.undefine()
@@ -218,7 +223,7 @@ def test_discard_removes_what_is_there_and_is_content_with_nothing(lab: Lab, pro
     domain = lab.conn.lookupByName(volumes_only.name)
     domain.destroy()
     domain.undefine()
-    provider.terminate(domain_uuid(volumes_only.token))
+    assert isinstance(provider.terminate([gone := domain_uuid(volumes_only.token)])[gone], MissingError)
     provider.discard(volumes_only)
     assert (lab.domains(), lab.volumes()) == ([], [])
 
@@ -267,7 +272,7 @@ def test_twenty_launches_at_once_make_twenty_domains_and_the_same_request_ten_ti
     assert len(listed) == 21
     began = time.monotonic()
     with ThreadPoolExecutor(30) as pool:
-        list(pool.map(provider.terminate, [i.id for i in launched]))
+        list(pool.map(lambda i: end(provider, i.id), launched))
     print(f"21 launches {took:.2f} s, listing {listing * 1000:.0f} ms, terminations {time.monotonic() - began:.2f} s")
     assert (lab.domains(), lab.volumes(), lab.files()) == ([], [], [])
 
@@ -358,14 +363,13 @@ def test_a_connection_lost_at_any_message_of_a_termination_loses_nothing(
         made = provider.launch(wanted)
         relay = Relay(tmp_path / f"{at}", at, cut)
         through = LibvirtProvider(lab.keys(LIBVIRT_URI=relay.uri))
-        try:
-            through.terminate(made.id)
-        except (UnavailableError, UnknownOutcomeError):
+        cut_off = through.terminate([made.id]).get(made.id)
+        through.close()
+        relay.close()
+        if cut_off is not None:
+            assert isinstance(cut_off, UnavailableError | UnknownOutcomeError)
             assert lab.domains() or not lab.volumes()
-        finally:
-            through.close()
-            relay.close()
-        provider.terminate(made.id)
+        provider.terminate([made.id])
         assert (lab.domains(), lab.volumes()) == ([], [])
         if relay.messages < at:
             break
