@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -24,6 +24,24 @@ from caa.ttrpc.client import call_once
 SERVICE = "hypervisor.Hypervisor"
 # A fresh start imports and checks in about a second here; a loaded machine gets many times that.
 READY_SECONDS = 60.0
+
+
+class Process(Protocol):
+    """What is used here of `subprocess.Popen`, so that a service may be started in other ways."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
 
 
 class ServiceProcess:
@@ -40,7 +58,7 @@ class ServiceProcess:
             "CAA_RUN_DIR": str(self.run_dir),
             **environ,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
     @property

@@ -105,6 +105,14 @@ class EmulatedInstance(Instance):
             if index not in kept:
                 nic.delete_on_termination = True
 
+    def get_tags(self) -> list[dict[str, str]]:
+        """Its own are looked up; moto goes through those of everything, for each instance that a list considers."""
+        own = self.ec2_backend.tags.get(self.id, {})
+        return [
+            {"resource_id": self.id, "resource_type": "instance", "key": key, "value": value}
+            for key, value in own.items()
+        ]
+
     # A terminated instance has no interface any more, and so no address and no network.
 
     @property

@@ -1,0 +1,104 @@
+"""What must hold of a node whatever has happened to it, and by when.
+
+Looked at from outside: the service's REST door for what it says, the cloud itself for what there is, and the agent
+sockets for what a pod would notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from caa.ttrpc.frames import StatusError
+from tests.faults.aws_world import Node, SeenInstance
+from tests.lab.agent import AgentCaller
+
+SETTLE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_CHECK_SECONDS = 2.0
+_SERVING = 1
+
+RUNNING = frozenset({"running"})
+FINAL = frozenset({"stopped", "failed"})
+# Of a launch that never showed, AWS says so only after 30 s of empty lists; until then the sandbox is stopping.
+ENDED = FINAL | {"stopping"}
+
+
+def settled(node: Node, expected: Mapping[str, frozenset[str]], seconds: float = SETTLE_SECONDS) -> None:
+    """Wait until all holds; `expected` is the states each sandbox may have, and names every sandbox there is.
+
+    Raises AssertionError as soon as something is wrong that time cannot mend, or when the time is up.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        # The ledger first: an instance is recorded before it is made, so all that is listed after has its row.
+        rows = {row["id"]: row for row in node.service.sandboxes()}
+        instances = node.instances()
+        harm = irreparable(node, instances)
+        assert not harm, f"{harm}\n{node.service.log_tail()}"
+        left = unsettled(rows, instances, expected)
+        left = left or unreachable(rows)
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"after {seconds:g} s: {left}\n{node.service.log_tail()}"
+        time.sleep(_POLL_SECONDS)
+
+
+def irreparable(node: Node, instances: list[SeenInstance]) -> list[str]:
+    """Everything that must never be, not even for a moment."""
+    per_attempt = Counter((one.sandbox_id, one.attempt) for one in instances)
+    per_sandbox = Counter(one.sandbox_id for one in instances if one.alive)
+    tokens = node.world.emulator.counters()["tokens"]
+    return [
+        *(f"attempt {attempt} made {count} instances" for attempt, count in per_attempt.items() if count > 1),
+        *(f"sandbox {owner} has {count} instances" for owner, count in per_sandbox.items() if count > 1),
+        *(f"instance {one.id} has no owner" for one in instances if not one.sandbox_id),
+        *(f"token {token} stands for {ids}" for token, ids in tokens.items() if len(ids) > 1),
+    ]
+
+
+def unsettled(
+    rows: Mapping[str, dict[str, Any]], instances: list[SeenInstance], expected: Mapping[str, frozenset[str]]
+) -> list[str]:
+    """Everything that must not stay as it is."""
+    problems = [f"sandbox {one} is lost" for one in expected.keys() - rows.keys()]
+    problems += [f"sandbox {one} was never asked for" for one in rows.keys() - expected.keys()]
+    alive = Counter(one.sandbox_id for one in instances if one.alive)
+    running = Counter(one.sandbox_id for one in instances if one.state == "running")
+    for sandbox_id in expected.keys() & rows.keys():
+        state = rows[sandbox_id]["state"]
+        if state not in expected[sandbox_id]:
+            problems.append(f"sandbox {sandbox_id} is {state}, not {sorted(expected[sandbox_id])}")
+        if state == "running" and running[sandbox_id] != 1:
+            problems.append(f"sandbox {sandbox_id} is running, with {running[sandbox_id]} running instances")
+        if state != "running" and alive[sandbox_id]:
+            problems.append(f"sandbox {sandbox_id} is {state}, and its instance lives")
+    pods = Counter((row["pod"]["namespace"], row["pod"]["name"]) for row in rows.values() if row["state"] == "running")
+    problems += [f"pod {pod} has {count} running sandboxes" for pod, count in pods.items() if count > 1]
+    problems += [f"instance of {owner} is unowned" for owner in alive.keys() - rows.keys()]
+    return problems
+
+
+def unreachable(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Running sandboxes whose agent does not answer at their socket."""
+    return [
+        f"the agent of {row['id']} does not answer"
+        for row in rows.values()
+        if row["state"] == "running" and not asyncio.run(_answers(row["agent_socket_path"]))
+    ]
+
+
+async def _answers(path: str) -> bool:
+    try:
+        caller = await AgentCaller.connect(path)
+    except OSError:
+        return False
+    try:
+        return await asyncio.wait_for(caller.check(), _CHECK_SECONDS) == _SERVING
+    except (OSError, TimeoutError, StatusError):
+        return False
+    finally:
+        await caller.close()

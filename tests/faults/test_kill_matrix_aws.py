@@ -1,0 +1,208 @@
+"""SIGKILL of the real service at every request it sends to AWS, and what is left ten seconds after the restart.
+
+A case is one request of one operation, one moment of that request, one front door and one ledger. The services of all
+cases share one emulated EC2; each is a node of its own, so a few cases run at once. `make test` runs a fixed sample,
+CAA_SOAK=1 all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import cast
+
+import httpx
+import pytest
+
+from caa.ttrpc.frames import StatusError
+from tests.clouds.faultproxy import Exchange, Fault, Phase
+from tests.faults.aws_world import LEDGERS, SCARCE_TYPE, TYPE, Node, World
+from tests.faults.invariants import ENDED, FINAL, RUNNING, settled
+from tests.lab.forkserver import ForkServer
+from tests.lab.service import new_id
+
+# httpx leaks the socket of a connection that fails, which a kill makes it do.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+DOORS = ("ttrpc", "rest")
+# A case computes as long as it waits.
+LANES = min(4, os.cpu_count() or 1)
+# A caller that was cut off returns at once; one whose service was not killed, when its start is over.
+CALLER_SECONDS = 30.0
+# AWS has no instance of a launch when lists were without it for 30 s; the service asks ever more seldom.
+GIVEN_UP_SECONDS = 75.0
+
+# What the first start of a process looks up before it can launch.
+LOOKUPS = Counter(DescribeInstanceTypes=1, DescribeInstanceTypeOfferings=1, DescribeSubnets=1, DescribeImages=1)
+# The list is one look whether the new instance lives, while its agent is waited for.
+START = LOOKUPS + Counter(RunInstances=1, DescribeInstances=1)
+# Each operation's requests. Recorded anew in every run, so that this cannot become wrong unnoticed.
+REQUESTS = {
+    "start": START,
+    "stop": Counter(TerminateInstances=1),
+    "supersede": START + Counter(TerminateInstances=1),
+    "fallback": START + Counter(RunInstances=2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where and when the kill comes."""
+
+    operation: str
+    action: str
+    number: int  # of the action's requests in the operation, from 1
+    phase: Phase
+    door: str
+    ledger: str
+
+    def __str__(self) -> str:
+        return f"{self.operation}-{self.action}{self.number}-{self.phase}-{self.door}-{self.ledger}"
+
+
+ALL = [
+    Case(operation, action, number, phase, door, ledger)
+    for operation, requests in REQUESTS.items()
+    for action, count in requests.items()
+    for number in range(1, count + 1)
+    for phase in Phase
+    for door, ledger in itertools.product(DOORS, LEDGERS)
+]
+
+
+def sample() -> Iterator[Case]:
+    """Every request that changes something at every moment, and every other one once; doors and ledgers take turns."""
+    turn = itertools.count()
+    of_request: dict[tuple[str, str, int], list[Case]] = {}
+    for case in ALL:
+        of_request.setdefault((case.operation, case.action, case.number), []).append(case)
+    for cases in of_request.values():
+        per_moment = [cases[start : start + 4] for start in range(0, len(cases), 4)]
+        if cases[0].action.startswith("Describe"):
+            per_moment = [per_moment[next(turn) % len(per_moment)]]
+        for moment in per_moment:
+            yield moment[next(turn) % len(moment)]
+    # And what only time can end.
+    yield from (case for case in ALL if stays_stopping(case))
+
+
+def stays_stopping(case: Case) -> bool:
+    """Whether it is also waited until AWS is believed that there is no instance, and the sandbox is final."""
+    found = (case.operation, case.action, case.phase, case.door)
+    return found == ("start", "RunInstances", Phase.BEFORE, "ttrpc")
+
+
+CASES = ALL if os.environ.get("CAA_SOAK") else list(dict.fromkeys(sample()))
+
+
+@dataclass
+class Operation:
+    """One operation over one door, ready to be called. `expected` is what must come of all sandboxes after a kill."""
+
+    call: Callable[[], object]
+    again: Callable[[], object] | None  # what a REST caller does after the restart; a shim never comes back
+    expected: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+def prepare(node: Node, operation: str, door: str) -> Operation:
+    """Bring a node that runs to where the operation begins."""
+    service = node.service
+    create, start, stop = (
+        (service.create, service.start_sandbox, service.stop_sandbox)
+        if door == "rest"
+        else (service.create_vm, service.start_vm, service.stop_vm)
+    )
+    expected: dict[str, frozenset[str]] = {}
+    if operation in ("stop", "supersede"):
+        older = new_id()
+        create(older, "web")
+        start(older)
+        expected[older] = FINAL
+        # So that the operation is the first thing a process does, as it is for the others, and all lists have ended.
+        service.kill()
+        service.start()
+        service.wait_ready()
+        if operation == "stop":
+            return Operation(lambda: stop(older), (lambda: stop(older)) if door == "rest" else None, expected)
+    newer = new_id()
+    create(newer, "web")
+    expected[newer] = RUNNING if door == "rest" else ENDED
+    return Operation(lambda: start(newer), (lambda: start(newer)) if door == "rest" else None, expected)
+
+
+@pytest.fixture(scope="module")
+def world(forks: ForkServer) -> Iterator[World]:
+    with World(forks) as world:
+        yield world
+
+
+@contextlib.contextmanager
+def running_node(world: World, operation: str, ledger: str) -> Iterator[Node]:
+    with world.node(ledger, SCARCE_TYPE if operation == "fallback" else TYPE) as node:
+        node.service.start()
+        node.service.wait_ready()
+        yield node
+
+
+def run(world: World, case: Case) -> None:
+    with running_node(world, case.operation, case.ledger) as node:
+        operation = prepare(node, case.operation, case.door)
+        killed = threading.Event()
+
+        def kill(_: Exchange) -> None:
+            node.service.kill()
+            killed.set()
+
+        rule = node.proxy.add(Fault.CALL, case.phase, body=rf"Action={case.action}(&|$)", at=case.number, call=kill)
+        caller = threading.Thread(target=cut_off, args=[operation.call], daemon=True)
+        caller.start()
+        assert killed.wait(CALLER_SECONDS), f"there was no {case.action} {case.number}\n{node.service.log_tail()}"
+        caller.join(CALLER_SECONDS)
+        node.service.start()
+        node.service.wait_ready()
+        if operation.again is not None:
+            operation.again()
+        settled(node, operation.expected)
+        assert rule.fired == 1
+        if stays_stopping(case):
+            settled(node, dict.fromkeys(operation.expected, FINAL), GIVEN_UP_SECONDS)
+
+
+def cut_off(call: Callable[[], object]) -> None:
+    with contextlib.suppress(httpx.HTTPError, StatusError, OSError, TimeoutError):
+        call()
+
+
+@pytest.fixture(scope="module")
+def outcomes(world: World, request: pytest.FixtureRequest) -> Iterator[dict[Case, Future[None]]]:
+    """Runs the cases that were selected, those that wait long beside the others."""
+    chosen = [
+        cast(Case, item.callspec.params["case"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "outcomes" in item.fixturenames
+    ]
+    waiting = list(filter(stays_stopping, chosen))
+    with ThreadPoolExecutor(LANES) as lanes, ThreadPoolExecutor(max(1, len(waiting))) as beside:
+        yield {case: (beside if case in waiting else lanes).submit(run, world, case) for case in chosen}
+        for pool in (lanes, beside):
+            pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("operation", "door"), list(zip(REQUESTS, DOORS * 2, strict=True)))
+def test_the_table_has_every_request_of_the_operation(world: World, operation: str, door: str) -> None:
+    with running_node(world, operation, "sqlite") as node:
+        prepared = prepare(node, operation, door)
+        node.proxy.clear()
+        prepared.call()
+        settled(node, dict.fromkeys(prepared.expected, FINAL | RUNNING))
+        assert node.proxy.count() == REQUESTS[operation]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_kill_at_any_request_leaves_one_instance_or_none(outcomes: dict[Case, Future[None]], case: Case) -> None:
+    outcomes[case].result()
