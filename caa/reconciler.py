@@ -81,6 +81,8 @@ class Reconciler:
 
     async def _look(self) -> World:
         node = self._node
+        # Before the ledger is read and after: a start that ends or begins meanwhile is this process's all the same.
+        starting, cleaning = self._lifecycle.starting_here, self._ending.cleaning_here
         # The cloud first: whatever it shows was recorded before, so a later reading of the ledger has it.
         instances = await self._instances()
         links = await self._links()
@@ -92,8 +94,8 @@ class Reconciler:
             attempts=tuple(attempts),
             instances=instances,
             links=links,
-            starting_here=self._lifecycle.starting_here,
-            cleaning_here=self._ending.cleaning_here,
+            starting_here=starting | self._lifecycle.starting_here,
+            cleaning_here=cleaning | self._ending.cleaning_here,
         )
 
     async def _instances(self) -> tuple[Instance, ...] | None:

@@ -1,7 +1,10 @@
-"""Emulated clouds that tests share. One process for all; each test gets it as new."""
+"""Emulated clouds and a database server that tests share. One process for all; each test gets it as new."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from tests.clouds.aws.account import Account, ec2_client
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.aws_lab import Lab
+from tests.ledger.postgresql import Server
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,21 @@ def lab(account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     made = Lab(account, monkeypatch)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A PostgreSQL server for the whole run."""
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgresql_ledger(postgresql: Server) -> str:
+    """The URL of a ledger that nodes can share, with the schema in it, as an administrator makes it."""
+    url = postgresql.url(postgresql.new_database())
+    command = [sys.executable, "-m", "caa.cli.main", "db", "upgrade"]
+    done = subprocess.run(command, env={**os.environ, "CAA_LEDGER_URL": url}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return url

@@ -18,6 +18,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -115,6 +116,8 @@ class Record:
     phase: str = ""  # of the fault; "" for a request that went through unharmed
     outcome: str = "passed"
     status: int | None = None  # of the backend's reply; None if it never saw the request
+    at: float = 0.0  # time.monotonic() when it had arrived whole
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -239,7 +242,7 @@ class FaultProxy:
         with self._lock:
             self._count += 1
             exchange = Exchange(self._count, method, url, body, action)
-            record = Record(exchange.number, action)
+            record = Record(exchange.number, action, at=time.monotonic(), body=body)
             self._records.append(record)
             chosen: dict[Phase, Rule] = {}
             for rule in self._rules:

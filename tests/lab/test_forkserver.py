@@ -17,7 +17,7 @@ import pytest
 
 from tests.clouds.aws.account import Account
 from tests.clouds.aws.emulator import AwsEmulator
-from tests.clouds.test_emulator_service import service_environ
+from tests.clouds.podworld import service_environ
 from tests.lab.forkserver import ForkedService, ForkServer
 from tests.lab.service import ServiceProcess
 

@@ -106,12 +106,10 @@ class EmulatedInstance(Instance):
                 nic.delete_on_termination = True
 
     def get_tags(self) -> list[dict[str, str]]:
-        """Its own are looked up; moto goes through those of everything, for each instance that a list considers."""
-        own = self.ec2_backend.tags.get(self.id, {})
-        return [
-            {"resource_id": self.id, "resource_type": "instance", "key": key, "value": value}
-            for key, value in own.items()
-        ]
+        """As moto gives them, without its look at all tags of all resources: a list of 1,000 instances took 60 s."""
+        own: dict[str, str] = self.ec2_backend.tags.get(self.id, {})
+        about = {"resource_id": self.id, "resource_type": "instance"}
+        return [{**about, "key": key, "value": value} for key, value in own.items()]
 
     # A terminated instance has no interface any more, and so no address and no network.
 
