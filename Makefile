@@ -35,6 +35,8 @@ soak: lab ## the long fault runs
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay
+	$(BIN)/python -m tests.bench.bench_restart
+	$(BIN)/python -m tests.bench.bench_burst
 
 lint: $(VENV)/.installed ## style, types and layers
 	$(BIN)/ruff check

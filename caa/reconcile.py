@@ -159,8 +159,10 @@ def plan(world: World, memory: Memory, graces: Graces) -> list[Action]:
         if action:
             actions.append(action)
     for instance in _unowned(world):
-        since = min(memory.unowned.get(instance.id, world.now), instance.created_at or world.now)
-        if world.now - since >= graces.orphan:
+        seen = memory.unowned.get(instance.id, world.now)
+        since = min(seen, instance.created_at or world.now)
+        # Seen twice: its sandbox may have ended between the list and the reading of the ledger.
+        if seen < world.now and world.now - since >= graces.orphan:
             owner = instance.owner.sandbox_id if instance.owner else ""
             actions.append(TerminateOrphan(instance.id, instance.name, owner))
     return actions

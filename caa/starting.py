@@ -43,6 +43,7 @@ from providers.base import (
     Offering,
     OfferingRefusedError,
     ProviderError,
+    QuotaError,
     ThrottledError,
     UnavailableError,
     UnknownOutcomeError,
@@ -58,6 +59,15 @@ LAUNCH_RETRY = wait_exponential(multiplier=0.25, max=5) + wait_random(0, 0.25)
 REPEATABLE = (ThrottledError, UnavailableError, UnknownOutcomeError)
 # It will say no for ever.
 PERMANENT = (DeniedError, InvalidRequestError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Why one offering was not to be had in this start."""
+
+    sentence: str
+    quota: bool  # the account may have no more, rather than the cloud having none
+
 
 Notify = Callable[[], Awaitable[None]]
 
@@ -144,7 +154,7 @@ class Starting:
     ) -> tuple[Attempt, Instance]:
         """Walk the offerings until one is launched; first finish the attempt that is still open, if any."""
         node = self._node
-        refusals: dict[Offering, str] = {}
+        refusals: dict[Offering, Refused] = {}
         if open_attempt is not None:
             await node.cloud.launch_turn()
             launched = await self._launch(sandbox, open_attempt, refusals)
@@ -162,9 +172,11 @@ class Starting:
             launched = await self._launch(sandbox, attempt, refusals)
             if launched:
                 return launched
-        raise StartFailedError(f"no offering could be had: {'; '.join(refusals.values())}", reason="NoCapacity")
+        quota = all(refused.quota for refused in refusals.values())
+        told = "; ".join(refused.sentence for refused in refusals.values())
+        raise StartFailedError(f"no offering could be had: {told}", reason="NoQuota" if quota else "NoCapacity")
 
-    async def _next_offering(self, offerings: list[Offering], refusals: dict[Offering, str]) -> Offering | None:
+    async def _next_offering(self, offerings: list[Offering], refusals: dict[Offering, Refused]) -> Offering | None:
         """The best one that nothing is known against, noting what is passed over and why."""
         node = self._node
         now = node.clock.now()
@@ -175,10 +187,11 @@ class Starting:
             against = first_covering(known, offering, now)
             if against is None:
                 return offering
-            refusals[offering] = (
+            refusals[offering] = Refused(
                 f"{shown(offering)} was not asked for, because of {against.reason} "
                 f"{(now - against.since).total_seconds():.0f} s ago, and will be again in "
-                f"{(against.until - now).total_seconds():.0f} s ({against.message})"
+                f"{(against.until - now).total_seconds():.0f} s ({against.message})",
+                against.quota,
             )
         return None
 
@@ -209,14 +222,15 @@ class Starting:
         return await node.db(node.ledger.add_attempt, attempt, sandbox_version=sandbox.version, event=event)
 
     async def _launch(
-        self, sandbox: Sandbox, attempt: Attempt, refusals: dict[Offering, str]
+        self, sandbox: Sandbox, attempt: Attempt, refusals: dict[Offering, Refused]
     ) -> tuple[Attempt, Instance] | None:
         """Launch and record as one piece, which even a cancelled start finishes. None when another offering may do."""
         node = self._node
         try:
             return await finish(self._launch_and_record(sandbox, attempt))
         except OfferingRefusedError as error:
-            refusals[attempt.offering] = f"{shown(attempt.offering)}: {error.reason}, {error}"
+            sentence = f"{shown(attempt.offering)}: {error.reason}, {error}"
+            refusals[attempt.offering] = Refused(sentence, isinstance(error, QuotaError))
             known = refusal(node.cloud.account, attempt.offering, error, node.clock.now())
             if known is not None:
                 await node.db(node.ledger.account.mark_unavailable, known)

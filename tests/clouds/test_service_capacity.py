@@ -213,3 +213,12 @@ def test_a_configured_type_that_the_region_has_not_keeps_the_service_from_starti
     with pytest.raises(AssertionError, match=said), pod_service(account, proxy.url, PODVM_INSTANCE_TYPES=types):
         pass
     assert not launches(account, proxy)
+
+
+def test_a_start_that_only_quotas_stand_against_says_so(account: Account, proxy: FaultProxy) -> None:
+    account.emulator.quota(on_demand=0)
+    with pod_service(account, proxy.url) as service:
+        _, problem = failed_start(service)
+    assert problem["reason"] == "NoQuota"
+    # The quota counts in every zone, so it was asked about once.
+    assert len(launches(account, proxy)) == 1

@@ -81,6 +81,8 @@ def instance(
     return Instance(f"i-{identity}", f"podvm-{identity}", state, owner, created_at=created)
 
 
+EARLIER = NOW - timedelta(seconds=5)
+SEEN = Memory(unowned={f"i-{identity}": EARLIER for identity in "abc"})
 CONNECTED = Link(shim_connections=1, agent_seen=True, idle_seconds=0)
 
 
@@ -224,8 +226,12 @@ def test_an_instance_that_stopped_by_itself_ends_its_sandbox() -> None:
 
 
 def test_an_instance_without_a_row_is_terminated_after_the_grace_only() -> None:
-    assert planned(world([], [], [instance(age=29)], {})) == []
-    assert planned(world([], [], [instance(age=30)], {})) == [TerminateOrphan("i-a", "podvm-a", "a")]
+    assert planned(world([], [], [instance(age=29)], {}), SEEN) == []
+    assert planned(world([], [], [instance(age=30)], {}), SEEN) == [TerminateOrphan("i-a", "podvm-a", "a")]
+
+
+def test_an_instance_whose_sandbox_ended_while_it_was_listed_is_no_orphan_yet() -> None:
+    assert planned(world([], [], [instance(age=3600)], {})) == []
 
 
 def test_an_instance_of_unknown_age_is_given_the_grace_from_when_it_was_first_seen() -> None:
@@ -245,7 +251,7 @@ def test_an_instance_of_an_attempt_that_is_only_intended_is_nobodys_orphan() -> 
 def test_a_second_instance_of_the_same_sandbox_is_an_orphan() -> None:
     double = dataclasses.replace(instance(), id="i-double")
     w = world([sandbox()], [attempt()], [instance(), double], {"a": CONNECTED})
-    assert planned(w) == [TerminateOrphan("i-double", "podvm-a", "a")]
+    assert planned(w, Memory(unowned={"i-double": EARLIER})) == [TerminateOrphan("i-double", "podvm-a", "a")]
 
 
 def test_a_newer_sandbox_of_the_same_pod_ends_the_older_one() -> None:
@@ -294,7 +300,7 @@ def test_no_instance_of_a_live_attempt_is_ever_called_an_orphan_and_no_sandbox_g
         {row.id: CONNECTED for row in rows if row.id in connected},
         starting_here=frozenset(here),
     )
-    actions = planned(w, Memory())
+    actions = planned(w, SEEN)
     unsettled = {a.sandbox_id for a in attempts if a.unsettled}
     orphans = {a.sandbox_id for a in actions if isinstance(a, TerminateOrphan)}
     assert not orphans & unsettled
