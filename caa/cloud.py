@@ -73,6 +73,16 @@ class Cloud:
         """Whose limits, quotas and capacity these are."""
         return self._provider.account
 
+    @property
+    def name(self) -> str:
+        """Of the provider."""
+        return self._provider.name
+
+    @property
+    def user_data_limit(self) -> int:
+        """Bytes of user data that the cloud takes."""
+        return self._provider.user_data_limit
+
     async def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for."""
         return await self._threads.run(self._provider.offerings)

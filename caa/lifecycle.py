@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from caa.ending import Ending
 from caa.errors import ConflictError, DeadlineError, InvalidInputError, NotFoundError, UnavailableError
+from caa.guestconfig import INITDATA_ANNOTATION, initdata
 from caa.ledger import SandboxExists
 from caa.node import Node
 from caa.sandbox import FINAL_STATES, CreateRequest, Sandbox, SandboxState
@@ -233,6 +234,7 @@ class Lifecycle:
                 "namespace, or empty for a pod on the host's network",
             )
         requirements(request.annotations)
+        initdata(request.annotations.get(INITDATA_ANNOTATION, ""))
         crio = _CRIO_NAME.fullmatch(names[POD_NAME])
         return names[POD_NAMESPACE], crio[1] if crio else names[POD_NAME]
 

@@ -6,13 +6,9 @@ and the `CAA_` keys, which are new.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import re
 import socket
-import tomllib
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from caa.agentproxy.tls import CIPHER_SUITES
+from caa.errors import InvalidInputError
+from caa.guestconfig import check_initdata, decode_initdata
 from providers.base import ConfigError, Problem
 from providers.keys import CsvList, Duration, Flag, Keys, read_keys
 
@@ -29,8 +28,6 @@ SUN_PATH_BYTES = 107
 _URL_CHARACTERS = frozenset(":%?#")
 # The longest sandbox id a container runtime gives, and the socket's name, which is the incumbent's.
 _LONGEST_AGENT_SOCKET = f"{'0' * 64}/agent.ttrpc"
-# Initdata travels in user data, of which no cloud takes more than 64 KiB; ten times that stops a decompression bomb.
-_INITDATA_LIMIT = 640 * 1024
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 
@@ -323,6 +320,9 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
         yield Problem(
             "TLS_CIPHER_SUITES", f"{suites!r} is not allowed: must be empty when TLS_MIN_VERSION is VersionTLS13."
         )
+    elif settings.tls_cipher_suites and CIPHER_SUITES.keys().isdisjoint(settings.tls_cipher_suites):
+        suites, allowed = ",".join(settings.tls_cipher_suites), ", ".join(CIPHER_SUITES)
+        yield Problem("TLS_CIPHER_SUITES", f"{suites!r} is not allowed: at least one must be of {allowed}.")
 
 
 def _api_problems(settings: Settings) -> Iterator[Problem]:
@@ -363,10 +363,6 @@ def _initdata_problems(initdata: str) -> Iterator[Problem]:
     if not initdata:
         return
     try:
-        gunzip = zlib.decompressobj(wbits=31)
-        text = gunzip.decompress(base64.b64decode("".join(initdata.split()), validate=True), _INITDATA_LIMIT)
-        if not gunzip.eof:
-            raise ValueError("it is cut short or too long")
-        tomllib.loads(text.decode())
-    except (binascii.Error, zlib.error, ValueError) as error:
+        check_initdata(decode_initdata(initdata, "INITDATA"), "INITDATA")
+    except InvalidInputError as error:
         yield Problem("INITDATA", f"is not allowed: must be base64 of gzip of TOML ({error}).")

@@ -9,20 +9,14 @@ from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
+from caa.agentproxy.tls import CIPHER_SUITES
 from caa.cloud import DEAD_STATES
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
-from caa.guestconfig import (
-    APF_PATH,
-    INITDATA_PATH,
-    SCRATCH_MARKER_PATH,
-    GuestFile,
-    apf_json,
-    cloud_config,
-)
 from caa.ledger import StaleWriteError
 from caa.logs import about
 from caa.node import Node
+from caa.poduserdata import pod_user_data
 from caa.sandbox import (
     Attempt,
     AttemptState,
@@ -199,6 +193,9 @@ class Starting:
         """Commit the attempt. Only then may the cloud be asked."""
         node = self._node
         name = instance_name(sandbox.pod_name, sandbox.id, number)
+        user_data, left_out = pod_user_data(node, sandbox, name)
+        for sentence in left_out:
+            await node.record(sandbox.id, "LeftOut", sentence, attempt=number)
         attempt = Attempt(
             sandbox_id=sandbox.id,
             number=number,
@@ -206,7 +203,7 @@ class Starting:
             token=attempt_token(node.scope.cluster, sandbox.id, number),
             offering=offering,
             image=image,
-            user_data=self._user_data(sandbox, name),
+            user_data=user_data,
             state=AttemptState.INTENDED,
             created_at=node.clock.now(),
         )
@@ -327,23 +324,6 @@ class Starting:
             "agent_seconds": round(reached.agent_seconds, 3),
         }
 
-    def _user_data(self, sandbox: Sandbox, name: str) -> bytes:
-        node = self._node
-        keys = node.tls.keys
-        apf = apf_json(
-            pod_namespace=sandbox.pod_namespace,
-            pod_name=sandbox.pod_name,
-            identity=keys.issue(name) if keys else None,
-            client_ca=keys.client_certificate if keys else "",
-            tls=node.tls.profile,
-        )
-        files = [GuestFile(APF_PATH, apf)]
-        if node.initdata:
-            files.append(GuestFile(INITDATA_PATH, node.initdata))
-        if node.scratch_space:
-            files.append(GuestFile(SCRATCH_MARKER_PATH, ""))
-        return cloud_config(files)
-
     def _failure(self, error: Exception) -> CallError:
         if isinstance(error, CallError):
             return error
@@ -364,4 +344,5 @@ async def open_agent_socket(node: Node, sandbox: Sandbox, attempt: Attempt) -> N
         cert_file=node.tls.cert_file,
         key_file=node.tls.key_file,
         tls_min_version=node.tls.profile.min_version,
+        tls_ciphers=[name for name in node.tls.profile.cipher_suites if name in CIPHER_SUITES],
     )

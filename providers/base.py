@@ -203,6 +203,8 @@ class Provider(Protocol):
     """The most instances that one `terminate` call takes."""
     limits: Mapping[ApiClass, Rate]
     """What the cloud takes of an account's calls, all nodes together. A class that is absent has no limit."""
+    user_data_limit: int
+    """Bytes of user data that the cloud takes, counted before any encoding its API asks for."""
 
     @property
     def account(self) -> str:

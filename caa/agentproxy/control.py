@@ -70,8 +70,13 @@ class ProxyControl:
         key_file: str,
         tls_min_version: str = "",
         tls_ciphers: Sequence[str] = (),
+        pod_uid: str = "",
+        volumes: Sequence[messages.CloudVolume] = (),
     ) -> None:
-        """Listen on `socket_path` for the shim. Again with the same arguments: nothing; with others: ALREADY_EXISTS."""
+        """Listen on `socket_path` for the shim. Again with the same arguments: nothing; with others: ALREADY_EXISTS.
+
+        `volumes` are those of the pod `pod_uid` whose disks the pod VM was launched with, in that order.
+        """
         request = messages.OpenRequest(
             sandbox_id=sandbox_id,
             socket_path=socket_path,
@@ -81,6 +86,8 @@ class ProxyControl:
             key_file=key_file,
             tls_min_version=tls_min_version,
             tls_ciphers=list(tls_ciphers),
+            pod_uid=pod_uid,
+            volumes=list(volumes),
         )
         await self._call("Open", request)
 

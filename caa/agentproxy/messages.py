@@ -8,8 +8,21 @@ SERVICE = "caa.AgentProxy"
 SOCKET_NAME = "proxy.sock"
 
 
+class CloudVolume(Message):
+    """A disk that was attached to the pod VM for a volume of the pod. `path` is the source of its mounts here."""
+
+    path: str = field(1)
+    disk_id: str = field(2)
+    fs_type: str = field(3)
+    encrypt_type: str = field(4)
+    key_id: str = field(5)
+
+
 class OpenRequest(Message):
-    """Open: listen for the shim of a sandbox. The key files are read now."""
+    """Open: listen for the shim of a sandbox. The key files are read now.
+
+    `volumes` are those of the pod `pod_uid`, in the order in which their disks were attached.
+    """
 
     sandbox_id: str = field(1)
     socket_path: str = field(2)
@@ -19,6 +32,8 @@ class OpenRequest(Message):
     key_file: str = field(6)
     tls_min_version: str = field(7)
     tls_ciphers: list[str] = field(8)
+    pod_uid: str = field(9)
+    volumes: list[CloudVolume] = field(10)
 
 
 class ConnectRequest(Message):

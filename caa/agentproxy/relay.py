@@ -18,6 +18,7 @@ from caa.agentproxy.frame_readers import Head, RequestReader, ResponseReader
 from caa.agentproxy.health import serving_frame
 from caa.agentproxy.repeatable import CHECK, KEPT_BYTES, REPEATABLE, hold_limit
 from caa.agentproxy.streams import Stream
+from caa.agentproxy.volumes import PodVolumes
 from caa.ttrpc.frames import Code, error_frame
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,19 @@ class Relay:
     """Owns the shim's stream from the start, and a link from the first byte on until `close`."""
 
     def __init__(
-        self, name: str, shim: Stream, open_link: OpenLink, redial_seconds: float, on_closed: Callable[[Relay], None]
+        self,
+        name: str,
+        shim: Stream,
+        open_link: OpenLink,
+        redial_seconds: float,
+        volumes: PodVolumes,
+        on_closed: Callable[[Relay], None],
     ) -> None:
         self._name = name
         self._shim = shim
         self._open_link = open_link
         self._redial_seconds = redial_seconds
+        self._volumes = volumes
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._requests = RequestReader(hold_limit)
@@ -119,7 +127,7 @@ class Relay:
         repeat = bytes(data) if may_repeat else None
         self._calls[head.stream_id] = _Call(head.service, head.method, repeat, self._link is not None)
         if name == (rewrite.SERVICE, rewrite.METHOD) and head.whole:
-            return rewrite.create_container(data)
+            return rewrite.create_container(data, self._volumes)
         return data
 
     def _send(self, data: bytes | memoryview) -> None:

@@ -18,6 +18,7 @@ from caa.agentproxy.messages import OpenRequest
 from caa.agentproxy.relay import Relay
 from caa.agentproxy.streams import Stream
 from caa.agentproxy.tls import check_server_name, client_context
+from caa.agentproxy.volumes import PodVolumes
 from caa.ttrpc.frames import Code, StatusError
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class OpenSandbox:
                 request.ca_file, request.cert_file, request.key_file, request.tls_min_version, request.tls_ciphers
             )
             check_server_name(self._context, request.server_name)
+            self._volumes = PodVolumes(request.pod_uid, request.volumes)
         except ValueError as error:
             raise StatusError(Code.INVALID_ARGUMENT, str(error)) from error
         self._path = Path(request.socket_path)
@@ -243,7 +245,14 @@ class OpenSandbox:
             return
         sock.setblocking(False)
         self._agent_seen = True
-        relay = Relay(self.request.sandbox_id, Stream(sock), self._open_link, self._redial_seconds, self._relay_closed)
+        relay = Relay(
+            self.request.sandbox_id,
+            Stream(sock),
+            self._open_link,
+            self._redial_seconds,
+            self._volumes,
+            self._relay_closed,
+        )
         self._relays.add(relay)
 
     def _accept_again(self) -> None:

@@ -12,12 +12,15 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from caa.guest.apf import CONFIG, IMAGE_CERTIFICATES, read_identity, server_context
 from caa.guest.log import log
 from caa.guest.relay import relay
 from caa.guest.rewrite import POD_NAMESPACE, rewrite_request
+
+if TYPE_CHECKING:
+    from caa.guest.volumes import CloudVolumes
 
 AGENT_SOCKET = Path("/run/kata-containers/agent.sock")
 ADDRESS = ("0.0.0.0", 15150)  # noqa: S104  the worker comes from outside; who may come in is decided by its certificate
@@ -64,12 +67,14 @@ class Forwarder:
         address: tuple[str, int] = ADDRESS,
         pod_namespace: Path = POD_NAMESPACE,
         agent_seconds: float = _AGENT_SECONDS,
+        volumes: CloudVolumes | None = None,
     ) -> None:
         self._tls = server_context(read_identity(config, certificates))
         self._agent_socket = agent_socket
         self._address = address
         self._pod_namespace = pod_namespace
         self._agent_seconds = agent_seconds
+        self._volumes = volumes
         self._met = threading.Event()  # a worker has been let in
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
@@ -118,7 +123,7 @@ class Forwarder:
         agent = connect_agent(self._agent_socket, self._agent_seconds)
         log(f"{peer}: connected")
         self._met.set()
-        relay(worker, agent, lambda data: rewrite_request(data, self._pod_namespace))
+        relay(worker, agent, lambda data: rewrite_request(data, self._pod_namespace, self._volumes))
         log(f"{peer}: closed")
 
 

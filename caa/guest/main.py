@@ -17,15 +17,26 @@ WRITTEN = Path("/run/peerpod/.written")
 
 
 def _forward() -> None:
-    from caa.guest.seed import mount_seed
-    from caa.guest.userdata import SOURCE, provision
+    from caa.guest.userdata import provision
 
-    mount_seed(SOURCE.parent)
-    provision()
+    provision(_user_data())
     WRITTEN.touch()
     from caa.guest.forwarder import Forwarder
 
     Forwarder().run()
+
+
+def _user_data() -> bytes:
+    """From the ISO, if there is one; else from the metadata service of the cloud that the firmware names."""
+    from caa.guest.imds import detect, fetch
+    from caa.guest.seed import PATIENCE_SECONDS, mount_seed
+    from caa.guest.userdata import SOURCE, read_source
+
+    cloud = detect()
+    # On a cloud an ISO is there with the VM or never.
+    if mount_seed(SOURCE.parent, 0.0 if cloud else PATIENCE_SECONDS) or cloud is None:
+        return read_source()
+    return fetch(cloud)
 
 
 def _standin_agent() -> None:

@@ -14,7 +14,7 @@ from caa.guest.log import log
 
 LABEL = b"cidata"
 # A disk that is not there after this long was not given to this VM.
-_PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 # ISO 9660: the primary volume descriptor is in sector 16 (of 2048 bytes), the 32 bytes of its volume id at 40.
 _VOLUME_ID_AT, _VOLUME_ID_SIZE = 16 * 2048 + 40, 32
@@ -22,7 +22,7 @@ _VOLUME_ID_AT, _VOLUME_ID_SIZE = 16 * 2048 + 40, 32
 
 def mount_seed(
     mount_point: Path,
-    patience: float = _PATIENCE_SECONDS,
+    patience: float = PATIENCE_SECONDS,
     names: Path = Path("/sys/class/block"),
     devices: Path = Path("/dev"),
 ) -> bool:

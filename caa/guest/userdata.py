@@ -16,11 +16,14 @@ Only `write_files` with `path` and `content`; any other key is an error, for a k
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from caa.guest.log import log
 
+INITDATA = "/run/peerpod/initdata"
 SOURCE = Path("/media/cidata/user-data")
 """Where the ISO labelled `cidata` is mounted."""
 
@@ -33,7 +36,7 @@ ALLOWED = {
     "/run/peerpod/cdh.toml": 0o644,
     "/run/peerpod/apf.json": 0o600,
     "/run/peerpod/auth.json": 0o600,
-    "/run/peerpod/initdata": 0o644,
+    INITDATA: 0o644,
     "/run/peerpod/scratch-space.marker": 0o644,
 }
 
@@ -62,7 +65,17 @@ def parse(text: bytes) -> list[File]:
         from caa.guest.cloudconfig import read_events
 
         files = read_events(decoded)
+        _check_unicode(files)
     return files
+
+
+def _check_unicode(files: list[File]) -> None:
+    """An escape in YAML can name half a character, which no file can hold."""
+    for number, file in enumerate(files, 1):
+        try:
+            "".join(file).encode()
+        except UnicodeEncodeError:
+            raise UserDataError(f"entry {number} of write_files holds half a character") from None
 
 
 def _known_shape(text: str) -> list[File] | None:
@@ -99,37 +112,81 @@ def _known_shape(text: str) -> list[File] | None:
 _PLAIN_PATH = dict.fromkeys(map(ord, "/._-"))
 
 
-def write_files(files: list[File], root: Path = Path("/")) -> list[str]:
+def write_files(files: Iterable[File], root: Path = Path("/"), allowed: Mapping[str, int] = ALLOWED) -> list[str]:
     """Write the allowed files below `root`, each by rename so that a reader never sees half; returns their paths.
 
-    Paths are compared as text: no spelling other than those in ALLOWED is ever opened.
+    Paths are compared as text: no spelling other than those in `allowed` is ever opened, and no link is followed.
+    Raises UserDataError naming the path that cannot be written.
     """
     written = []
     for path, content in files:
-        mode = ALLOWED.get(path)
+        mode = allowed.get(path)
         if mode is None:
-            log(f"user data: skipped {path[:200]!r}; allowed are {', '.join(ALLOWED)}")
+            log(f"user data: skipped {path[:200]!r}; allowed are {', '.join(allowed)}")
             continue
         target = root / path.removeprefix("/")
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        new = target.with_name(f".{target.name}.new")
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as out:
-            os.fchmod(descriptor, mode)  # whatever the umask
-            out.write(content)
-        new.replace(target)
+        try:
+            target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory = os.open(target.parent, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                _write(directory, target.name, content, mode)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise UserDataError(f"cannot write {path}: {error.strerror}") from None
         written.append(path)
     return written
 
 
-def provision(source: Path = SOURCE, root: Path = Path("/")) -> list[str]:
-    """Read the user data and write its files. Raises UserDataError; nothing is written from user data in error."""
+def _write(directory: int, name: str, content: str, mode: int) -> None:
+    new = f".{name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new, dir_fd=directory)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
+    with os.fdopen(descriptor, "wb") as out:
+        os.fchmod(descriptor, mode)  # whatever the umask
+        out.write(content.encode())
+    os.replace(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def read_source(source: Path = SOURCE) -> bytes:
+    """The user data on the ISO, or the beginning of it, if it is too long. Raises UserDataError."""
     try:
         with source.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserDataError(f"cannot read {source}: {error.strerror}") from None
-    written = write_files(parse(text), root)
+
+
+def provision(user_data: bytes, root: Path = Path("/")) -> list[str]:
+    """Write the files of the user data, then those of its initdata; returns the paths in order.
+
+    Raises UserDataError or InitdataError; nothing is written when either is in error.
+    """
+    files = parse(user_data)
+    given: dict[str, str] = {}
+    for path, content in files:
+        if path in given:
+            raise UserDataError(f"path {path[:200]!r} twice in write_files")
+        given[path] = content
+    measured = _initdata_files(given, root)
+    written = write_files(files, root)
+    written += write_files((File(*file) for file in measured.items()), root, dict.fromkeys(measured, 0o644))
     log(f"user data: wrote {', '.join(written) or 'nothing'}")
     return written
+
+
+def _initdata_files(given: Mapping[str, str], root: Path) -> dict[str, str]:
+    """What initdata makes of itself: that of the user data, else one that is there already, else a ready-made one."""
+    from caa.guest.initdata import MAX_TOML_BYTES, NONE_GIVEN, NONE_GIVEN_FILES, read_initdata
+
+    if INITDATA in given:
+        return read_initdata(given[INITDATA])
+    there = root / INITDATA.removeprefix("/")
+    try:
+        with there.open("rb") as file:
+            return read_initdata(file.read(MAX_TOML_BYTES).decode("latin-1"))
+    except FileNotFoundError:
+        return {INITDATA: NONE_GIVEN, **NONE_GIVEN_FILES}
+    except OSError as error:
+        raise UserDataError(f"cannot read {INITDATA}: {error.strerror}") from None

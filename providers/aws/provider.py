@@ -16,7 +16,7 @@ from providers.aws import checks
 from providers.aws.catalog import Catalog
 from providers.aws.client import Ec2
 from providers.aws.metadata import WorkerMetadata
-from providers.aws.parameters import Place, check_user_data, run_instances
+from providers.aws.parameters import USER_DATA_LIMIT, Place, check_user_data, run_instances
 from providers.aws.settings import AwsKeys
 from providers.aws.tags import REQUEST, digest, filters_of, owner_in
 from providers.base import (
@@ -79,6 +79,7 @@ class AwsProvider:
     lag = LAG_SECONDS
     terminate_batch = TERMINATE_BATCH
     limits = LIMITS
+    user_data_limit = USER_DATA_LIMIT
 
     def __init__(self, keys: AwsKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._keys = keys

@@ -77,6 +77,7 @@ class LibvirtProvider:
     lag = 0.0
     terminate_batch = 1  # they are ended side by side, one thread each
     limits: Mapping[ApiClass, Rate] = MappingProxyType({})  # a local daemon counts nobody's calls
+    user_data_limit = 256 << 10  # an ISO holds any size; our guest reads no more than this
 
     def __init__(self, keys: LibvirtKeys, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._keys = keys

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caa.guest.copyfile import CopyFileRequest, copy_file
-from caa.guest.relay import FrameRewriter
-from caa.guest.rewrite import bind_sources, rewrite_request, with_network, without_dns
+from caa.guest.relay import FrameEnds, FrameRewriter
+from caa.guest.rewrite import Work, bind_sources, rewrite_request, with_network, without_dns
 from caa.ttrpc.frames import HEADER, MAX_DATA, REQUEST, Request, StatusError, frame
 from caa.ttrpc.protobuf import LEN, VARINT, Message, field, read_fields, write_field
 
@@ -59,6 +59,16 @@ def container(*mounts: Mount) -> Create:
     linux = Linux(cgroups_path="/c", namespaces=[Namespace(type="ipc"), Namespace(type="mount")])
     spec = Spec(version="1.1.0", mounts=list(mounts), annotations={"a": "b"}, linux=linux)
     return Create(container_id="c1", oci=spec, sandbox_pidns=True)
+
+
+def no_work(work: Work, stream_id: int, flags: int) -> None:
+    raise AssertionError("nothing here takes its time")
+
+
+def rewritten(data: bytes, pod_namespace: Path = Path("/")) -> bytes:
+    changed = rewrite_request(data, pod_namespace)
+    assert isinstance(changed, bytes)
+    return changed
 
 
 def call(method: str, payload: bytes, service: str = "grpc.AgentService") -> bytes:
@@ -116,7 +126,7 @@ def test_missing_sources_of_bind_mounts_are_made_and_others_are_not(tmp_path: Pa
 @given(st.binary(max_size=200), st.sampled_from(["CreateContainer", "CreateSandbox", "Other"]))
 def test_a_payload_that_does_not_parse_passes_for_the_agent_to_refuse(payload: bytes, method: str) -> None:
     data = call(method, payload)
-    changed = Request.decode(rewrite_request(data, Path("/")))
+    changed = Request.decode(rewritten(data))
     assert (changed.method, changed.timeout_nano) == (method, 5)
     if method == "Other":
         assert rewrite_request(data, Path("/")) is data
@@ -141,7 +151,7 @@ def test_frames_pass_whole_however_they_are_cut(frames: list[tuple[int, int, byt
         seen.append(data)
         return data
 
-    rewriter, out, at = FrameRewriter(note), b"", 0
+    rewriter, out, at = FrameRewriter(note, no_work), b"", 0
     while at < len(stream):
         size = cuts[at % len(cuts)]
         out += rewriter.feed(stream[at : at + size])
@@ -150,8 +160,21 @@ def test_frames_pass_whole_however_they_are_cut(frames: list[tuple[int, int, byt
     assert seen == [data for _, kind, data in frames if kind == REQUEST]
 
 
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=30), max_size=6), st.lists(st.integers(1, 30), min_size=1))
+def test_the_place_between_two_frames_is_known_however_they_are_cut(bodies: list[bytes], cuts: list[int]) -> None:
+    frames = [frame(number, 2, body) for number, body in enumerate(bodies)]
+    stream, ends = b"".join(frames), {sum(map(len, frames[:count])) for count in range(len(frames) + 1)}
+    follower, at = FrameEnds(), 0
+    while at < len(stream):
+        size = cuts[at % len(cuts)]
+        follower.feed(stream[at : at + size])
+        at = min(at + size, len(stream))
+        assert follower.inside_frame == (at not in ends)
+
+
 def test_an_over_long_frame_passes_without_being_held_and_the_next_is_in_step() -> None:
-    rewriter = FrameRewriter(lambda data: b"changed")
+    rewriter = FrameRewriter(lambda data: b"changed", no_work)
     header = HEADER.pack(MAX_DATA + 5, 1, REQUEST, 0)
     assert rewriter.feed(header + b"x" * 100) == header + b"x" * 100
     assert rewriter.feed(b"x" * (MAX_DATA - 95)) == b"x" * (MAX_DATA - 95)
@@ -192,5 +215,5 @@ def test_a_file_comes_in_pieces_with_its_mode(tmp_path: Path) -> None:
 
 def test_every_field_of_a_rewritten_envelope_is_kept() -> None:
     data = call("CreateSandbox", Sandbox(dns=["x"]).encode()) + UNKNOWN
-    kept = [(number, bytes(value)) for number, _, value in read_fields(rewrite_request(data)) if number == 2000]
+    kept = [(number, bytes(value)) for number, _, value in read_fields(rewritten(data)) if number == 2000]
     assert kept == [(2000, b"not known here")]

@@ -19,6 +19,7 @@ from caa.guest.userdata import (
     _known_shape,
     parse,
     provision,
+    read_source,
     write_files,
 )
 
@@ -179,13 +180,11 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_user_data_in_error_writes_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "user-data"
-    source.write_bytes(cloud_config([("/run/peerpod/apf.json", "{}\n")]) + b"users: []\n")
     with pytest.raises(UserDataError):
-        provision(source, tmp_path / "root")
+        provision(cloud_config([("/run/peerpod/apf.json", "{}\n")]) + b"users: []\n", tmp_path / "root")
     assert not (tmp_path / "root").exists()
 
 
 def test_missing_user_data_says_which_file() -> None:
     with pytest.raises(UserDataError, match="cannot read /nowhere/user-data: No such file"):
-        provision(Path("/nowhere/user-data"))
+        read_source(Path("/nowhere/user-data"))

@@ -2,63 +2,190 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caa.clock import SystemClock
+from caa.errors import InvalidInputError
 from caa.guest import userdata
-from caa.guestconfig import APF_PATH, SCRATCH_MARKER_PATH, GuestFile, TlsProfile, apf_json, cloud_config
+from caa.guestconfig import (
+    APF_PATH,
+    FILE_ORDER,
+    INITDATA_ANNOTATION,
+    INITDATA_PATH,
+    GuestFile,
+    TlsProfile,
+    apf_json,
+    auth_json,
+    check_initdata,
+    cloud_config,
+    decode_initdata,
+    guest_files,
+    initdata,
+)
 from caa.pki import NodeKeys, ServerIdentity
-
-IDENTITY = ServerIdentity("CERT\n", "KEY\n")
+from tests.unit import stockguest
 
 # A content line as files have them; YAML's own line breaks beyond "\n" never occur in what we send.
 lines = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
 
 
-def test_the_cloud_config_has_the_exact_bytes_that_a_stock_guest_parses() -> None:
-    files = [GuestFile(APF_PATH, '{\n    "a": 1\n}'), GuestFile(SCRATCH_MARKER_PATH, "")]
-    assert cloud_config(files) == (
-        b"#cloud-config\n\nwrite_files:\n"
-        b"  - path: /run/peerpod/apf.json\n    content: |\n"
-        b'      {\n          "a": 1\n      }\n'
-        b"  - path: /run/peerpod/scratch-space.marker\n"
+GOLDEN = Path(__file__).with_name("golden")
+IDENTITY = ServerIdentity("CERT\n", "KEY\n")
+BARE: dict[str, Any] = {
+    "pod_namespace": "default",
+    "pod_name": "web-0",
+    "identity": None,
+    "client_ca": "",
+    "tls": TlsProfile(),
+}
+
+
+def golden(name: str) -> str:
+    return (GOLDEN / name).read_text()
+
+
+def full_apf(pod_network: Mapping[str, object] | str) -> str:
+    def pem(kind: str, body: str) -> str:
+        return f"-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n"
+
+    suites = ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")
+    return apf_json(
+        pod_network=pod_network,
+        pod_namespace="default",
+        pod_name="web-0",
+        identity=ServerIdentity(pem("CERTIFICATE", "MIIB"), pem("PRIVATE KEY", "MIGH+/==")),
+        client_ca=pem("CERTIFICATE", "MIIC"),
+        tls=TlsProfile("VersionTLS12", suites),
     )
 
 
-def test_apf_json_has_its_keys_in_order_and_leaves_out_what_is_empty() -> None:
-    text = apf_json(pod_namespace="ns", pod_name="p", identity=IDENTITY, client_ca="CA\n", tls=TlsProfile())
-    assert list(json.loads(text)) == [
-        "pod-network",
-        "pod-namespace",
-        "pod-name",
-        "tls-server-key",
-        "tls-server-cert",
-        "tls-client-ca",
-    ]
-    assert text.startswith('{\n    "pod-network": null,\n')
-    bare = apf_json(pod_namespace="ns", pod_name="p", identity=None, client_ca="", tls=TlsProfile())
-    assert list(json.loads(bare)) == ["pod-network", "pod-namespace", "pod-name"]
+def test_apf_json_is_byte_for_byte_what_a_stock_worker_writes() -> None:
+    network = json.loads(golden("apf.json"))["pod-network"]
+    for handed_in in (network, json.dumps(network), json.dumps(network, indent=1)):
+        assert full_apf(handed_in) == golden("apf.json")
+    assert apf_json(**BARE) == golden("apf-bare.json")
+    for name in ("apf.json", "apf-bare.json"):
+        stockguest.check_apf(golden(name))
 
 
-@given(st.lists(lines, max_size=6))
-def test_whatever_is_sent_our_guest_and_a_strict_parser_read_the_same(content: list[str]) -> None:
-    text = "\n".join(content)
-    sent = cloud_config([GuestFile(APF_PATH, text)])
-    document = yaml.safe_load(sent)
-    assert set(document) == {"write_files"}
-    assert set(document["write_files"][0]) <= {"path", "content"}
-    [file] = userdata.parse(sent)
-    assert file.path == APF_PATH
-    strict = document["write_files"][0].get("content", "")
-    read = file.content if isinstance(file.content, str) else file.content.decode()
-    assert read == strict
+@pytest.mark.parametrize("given", ["[]", "7", '"text"', "{", ""])
+def test_a_pod_network_that_is_no_object_is_refused(given: str) -> None:
+    with pytest.raises(ValueError):
+        apf_json(**BARE, pod_network=given)
+
+
+def test_the_cloud_config_is_byte_for_byte_what_a_stock_worker_writes() -> None:
+    files = guest_files(
+        apf=golden("apf-bare.json"),
+        auth=auth_json({"registry.example:5000": "YTpi", "quay.io": "dXNlcjpwYXNz"}),
+        initdata="H4sIAAAAAAAA",
+        scratch_space=True,
+    )
+    assert cloud_config(files) == golden("cloud-config.yaml").encode()
+    assert [file.path for file in guest_files(apf="{}")] == [APF_PATH]
+    assert cloud_config([]) == b"#cloud-config\n"
+
+
+def test_the_strict_parser_of_these_tests_refuses_what_a_stock_guest_refuses() -> None:
+    text = golden("cloud-config.yaml")
+    assert set(stockguest.read_cloud_config(text.encode())) == set(FILE_ORDER)
+    for wrong in (
+        text + "runcmd: []\n",
+        text + "    permissions: '0600'\n",
+        text + "    path: /run/peerpod/initdata\n",
+        text + "write_files: []\n",
+        text.replace("          ", "    "),
+        "- a\n",
+    ):
+        with pytest.raises(stockguest.Refused):
+            stockguest.read_cloud_config(wrong.encode())
+
+
+contents = st.lists(lines, max_size=6).map("\n".join)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(FILE_ORDER), contents), max_size=4, unique_by=lambda file: file[0]))
+def test_what_is_sent_reaches_a_stock_guest_and_ours_unchanged_or_is_not_sent(files: list[tuple[str, str]]) -> None:
+    try:
+        sent = cloud_config([GuestFile(*file) for file in files])
+    except ValueError:
+        assert any(
+            text and (text[0].isspace() or not text.removesuffix("\n").split("\n")[-1].strip()) for _, text in files
+        )
+        return
+    wanted = {path: text.removesuffix("\n") + "\n" if text else "" for path, text in files}
+    assert stockguest.read_cloud_config(sent) == wanted
+    assert dict(userdata.parse(sent)) == wanted
+
+
+@pytest.mark.parametrize("text", [" a", "\na", "\ta", "a\n\n", "a\n  ", "\n", "a\rb", "a\x7f", "a\u2028b", "é", "a\0"])
+def test_content_that_yaml_would_change_is_refused_without_showing_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"/run/peerpod/initdata") as caught:
+        cloud_config([GuestFile(INITDATA_PATH, text)])
+    assert "'" not in str(caught.value)
+
+
+def test_a_path_that_no_guest_writes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'/etc/passwd'; allowed: /run/peerpod/apf.json, "):
+        cloud_config([GuestFile("/etc/passwd", "x")])
+
+
+TOML = "algorithm = \"sha384\"\nversion = \"0.1.0\"\n\n[data]\n\"aa.toml\" = '''\n[token_configs]\n'''\n"
+
+
+def test_initdata_goes_to_the_guest_as_base64_of_gzip_and_is_always_the_same() -> None:
+    text = initdata(TOML)
+    assert base64.b64decode(text)[4:8] == bytes(4)  # gzip's time, or a repeated launch would have other user data
+    assert gzip.decompress(base64.b64decode(text)).decode() == TOML
+    assert decode_initdata(text, "INITDATA") == TOML.encode()
+    assert stockguest.is_base64_of_gzip(text)
+    assert initdata("", " H4sI\n AAAA\n") == "H4sIAAAA"
+    assert initdata("", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("toml", "part"),
+    [
+        ("algorithm", "is not TOML"),
+        ("a = 1\n", "algorithm is None; allowed: sha256, sha384, sha512"),
+        ('algorithm = "md5"\n', "algorithm is 'md5'; allowed: sha256, sha384, sha512"),
+        ('algorithm = "SHA256"\n', "algorithm is 'SHA256'"),
+        ("algorithm = ['sha256']\n", "algorithm is ['sha256']"),
+        ('algorithm = "sha256"\nversion = 1\n', "version must be text"),
+        ('algorithm = "sha256"\ndata = 1\n', "data must be a table"),
+        ('algorithm = "sha256"\n[data]\n"aa.toml" = 1\n', "data must be a table"),
+        ("#" * ((1 << 20) + 1), "has 1048577 bytes of TOML; allowed: 1048576"),
+    ],
+)
+def test_initdata_that_the_guest_would_refuse_is_refused_before_it_costs_a_vm(toml: str, part: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        initdata(toml)
+    assert part in str(caught.value)
+    assert caught.value.field == INITDATA_ANNOTATION
+    assert INITDATA_ANNOTATION in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["%", "AAAA", base64.b64encode(gzip.compress(b"a = 1"))[:-8].decode(), "é"])
+def test_text_that_is_no_initdata_is_refused_by_key(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="INITDATA is not base64 of gzip of TOML"):
+        decode_initdata(text, "INITDATA")
+
+
+def test_a_gzip_bomb_is_never_unpacked() -> None:
+    bomb = base64.b64encode(gzip.compress(b"#" * (64 << 20))).decode()
+    with pytest.raises(InvalidInputError, match="1048577 bytes of TOML"):
+        check_initdata(decode_initdata(bomb, "INITDATA"), "INITDATA")
 
 
 def test_keys_are_made_once_for_root_only_and_used_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from caa.agentproxy.frame_readers import RequestReader, ResponseReader
 from caa.agentproxy.relay import Relay
 from caa.agentproxy.repeatable import hold_limit
 from caa.agentproxy.streams import Stream
+from caa.agentproxy.volumes import PodVolumes
 from caa.ttrpc.frames import (
     DATA,
     HEADER,
@@ -173,7 +174,7 @@ async def _pass_through(requests: list[bytes], responses: list[bytes], places: l
     async def open_link() -> Stream:
         return Stream(guest_side)
 
-    relay = Relay("sb", Stream(shim_side), open_link, 5.0, lambda relay: None)
+    relay = Relay("sb", Stream(shim_side), open_link, 5.0, PodVolumes("", []), lambda relay: None)
     try:
         for data, sender, receiver in ((requests, shim, guest), (responses, guest, shim)):
             whole = b"".join(data)
