@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
@@ -94,7 +94,7 @@ class Starting:
         await self._supersede(sandbox)
         attempts = await node.db(node.ledger.attempts, sandbox_id)
         wanted = requirements(sandbox.annotations)
-        offerings = rank(wanted, await node.cloud.offerings())
+        offerings = rank(wanted, await self._offerings(sandbox_id))
         open_attempt = next((a for a in attempts if a.unsettled), None)
         attempt, instance = await self._launch_best(sandbox, offerings, wanted.image, open_attempt, len(attempts))
         await notify()
@@ -267,18 +267,32 @@ class Starting:
             throttled = state.outcome is not None and isinstance(state.outcome.exception(), ThrottledError)
             return 0.0 if throttled else LAUNCH_RETRY(state)
 
-        async for attempted in AsyncRetrying(
-            retry=retry_if_exception_type(REPEATABLE), wait=wait, sleep=self._node.clock.sleep, reraise=True
-        ):
+        async for attempted in self._again_while_repeatable(wait):
             if attempted.retry_state.attempt_number > 1:
                 await self._node.cloud.launch_turn()
             with attempted:
-                # The caller may be gone for good while the cloud is throttling: nothing was made yet, so stop asking.
-                current = await self._node.db(self._node.ledger.sandbox, sandbox.id)
-                if current is None or current.state is not SandboxState.STARTING:
-                    raise asyncio.CancelledError
+                await self._still_wanted(sandbox.id)
                 return await self._node.cloud.launch(launch_request(sandbox, attempt))
         raise AssertionError("unreachable: the retry ends by returning or raising")
+
+    async def _offerings(self, sandbox_id: str) -> Sequence[Offering]:
+        """What may be asked for. A cloud that cannot say so at the moment is asked again, until the caller gives up."""
+        async for attempted in self._again_while_repeatable(LAUNCH_RETRY):
+            with attempted:
+                await self._still_wanted(sandbox_id)
+                return await self._node.cloud.offerings()
+        raise AssertionError("unreachable: the retry ends by returning or raising")
+
+    def _again_while_repeatable(self, wait: Callable[[RetryCallState], float]) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(REPEATABLE), wait=wait, sleep=self._node.clock.sleep, reraise=True
+        )
+
+    async def _still_wanted(self, sandbox_id: str) -> None:
+        """The caller may be gone for good while the cloud does not answer: nothing was made yet, so stop asking."""
+        current = await self._node.db(self._node.ledger.sandbox, sandbox_id)
+        if current is None or current.state is not SandboxState.STARTING:
+            raise asyncio.CancelledError
 
     async def _reach_agent(self, sandbox: Sandbox, attempt: Attempt, instance: Instance) -> dict[str, float]:
         """Wait for the address and for the agent behind it; returns the seconds of each phase."""

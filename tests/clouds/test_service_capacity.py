@@ -222,3 +222,14 @@ def test_a_start_that_only_quotas_stand_against_says_so(account: Account, proxy:
     assert problem["reason"] == "NoQuota"
     # The quota counts in every zone, so it was asked about once.
     assert len(launches(account, proxy)) == 1
+
+
+@pytest.mark.parametrize("action", ["DescribeInstanceTypes", "DescribeSubnets", "DescribeImages"])
+def test_a_lookup_that_fails_for_a_moment_costs_no_pod_its_start(
+    account: Account, proxy: FaultProxy, action: str
+) -> None:
+    with pod_service(account, proxy.url) as service:
+        rule = proxy.add(Fault.STATUS, Phase.BEFORE, body=rf"Action={action}(&|$)", status=503, times=2)
+        assert start_at_once([service], 1).statuses == {200: 1}
+    assert rule.fired == 2
+    assert len(launches(account, proxy)) == 1
