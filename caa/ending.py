@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from caa.errors import UnavailableError
 from caa.ledger import StaleWriteError
 from caa.node import Node
+from caa.podnetwork.errors import PodNetworkError
 from caa.sandbox import FINAL_STATES, Attempt, AttemptState, Sandbox, SandboxState, launch_request
 from caa.ttrpc.frames import StatusError
 from providers.base import ProviderError
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 # A first repeat soon, since most refusals pass at once; ten seconds apart in the end, for lists and terminations are
 # shared by all who repeat them.
 RETRY = wait_exponential(multiplier=0.5, max=10) + wait_random(0, 0.5)
-PASSING = (ProviderError, UnavailableError, StaleWriteError, StatusError, OSError, TimeoutError)
+PASSING = (ProviderError, UnavailableError, StaleWriteError, StatusError, PodNetworkError, OSError, TimeoutError)
 
 
 class Ending:
@@ -128,6 +129,7 @@ class Ending:
         for attempt in await node.db(node.ledger.attempts, sandbox_id):
             if attempt.unsettled:
                 await self._end_attempt(sandbox, attempt, let_go or sandbox.changed_at)
+        await node.tunnels.teardown(sandbox)
         final = SandboxState.FAILED if sandbox.failure_reason else SandboxState.STOPPED
         ended = dataclasses.replace(sandbox, state=final, changed_at=node.clock.now())
         event = node.event(sandbox_id, "Ended", f"nothing of the sandbox is left; it {final}")

@@ -7,6 +7,7 @@ its caller is gone. A start whose last caller is gone is undone; a stop is never
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import re
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import NoReturn
 from caa.ending import Ending
 from caa.errors import ConflictError, DeadlineError, InvalidInputError, NotFoundError, UnavailableError
 from caa.guestconfig import INITDATA_ANNOTATION, initdata
-from caa.ledger import SandboxExists
+from caa.ledger import SandboxExists, TunnelTaken
 from caa.node import Node
+from caa.podnetwork.config import to_json
 from caa.sandbox import FINAL_STATES, CreateRequest, Sandbox, SandboxState
 from caa.sizing import POD_NAME, POD_NAMESPACE, requirements
 from caa.starting import Starting
@@ -74,7 +76,7 @@ class Lifecycle:
             created_at=now,
             changed_at=now,
         )
-        adding = asyncio.ensure_future(self._add(sandbox))
+        adding = asyncio.ensure_future(self._record(sandbox))
         try:
             return await asyncio.shield(adding)
         except asyncio.CancelledError:
@@ -188,6 +190,21 @@ class Lifecycle:
             raise UnavailableError("the service is stopping; call again when it is back")
         raise ConflictError(_cannot_start(await self._get(sandbox_id)))
 
+    async def _record(self, sandbox: Sandbox) -> Sandbox:
+        """The row as recorded, now or before. A new one of a pod with a network has its tunnel's id."""
+        node = self._node
+        if not sandbox.netns_path or await node.db(node.ledger.sandbox, sandbox.id) is not None:
+            return await self._add(sandbox)
+        network = await node.tunnels.inspect(sandbox.netns_path)
+        taken: set[int] = set()
+        while True:
+            async with node.tunnels.free_id(taken) as tunnel_id:
+                document = to_json(network.with_tunnel_id(tunnel_id))
+                try:
+                    return await self._add(dataclasses.replace(sandbox, tunnel_id=tunnel_id, pod_network=document))
+                except TunnelTaken:
+                    taken.add(tunnel_id)
+
     async def _add(self, sandbox: Sandbox) -> Sandbox:
         try:
             return await self._node.db(self._node.ledger.add_sandbox, sandbox)
@@ -227,12 +244,15 @@ class Lifecycle:
             names[key] = request.annotations.get(key, "").strip()
             if not names[key]:
                 raise InvalidInputError(key, f"annotation {key} is missing or empty; it must name the pod")
-        if request.netns_path and not Path(request.netns_path).exists():
-            raise InvalidInputError(
-                "network_namespace_path",
-                f"network namespace path {request.netns_path!r} does not exist; it must be that of the pod's "
-                "namespace, or empty for a pod on the host's network",
-            )
+        if request.netns_path:
+            try:
+                Path(request.netns_path).stat()
+            except OSError as error:
+                raise InvalidInputError(
+                    "network_namespace_path",
+                    f"network namespace path {request.netns_path!r} cannot be used ({error.strerror}); it must be that "
+                    "of the pod's namespace, or empty for a pod on the host's network",
+                ) from None
         requirements(request.annotations)
         initdata(request.annotations.get(INITDATA_ANNOTATION, ""))
         crio = _CRIO_NAME.fullmatch(names[POD_NAME])

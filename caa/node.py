@@ -17,6 +17,7 @@ from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
 from caa.pki import NodeKeys
 from caa.sandbox import Event
+from caa.tunnels import Tunnels
 from providers.base import OwnerScope
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Node:
     ledger_threads: LedgerThreads
     cloud: Cloud
     proxy: ProxyControl
+    tunnels: Tunnels
     clock: Clock
     tls: AgentTls
     pods_dir: Path

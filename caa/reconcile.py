@@ -65,6 +65,7 @@ class World:
     links: Mapping[str, Link] | None
     starting_here: frozenset[str] = frozenset()  # sandboxes whose start this process works on
     cleaning_here: frozenset[str] = frozenset()
+    tunnels_here: frozenset[str] = frozenset()  # sandboxes whose tunnel this process built or looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,13 @@ class Reopen:
 
 
 @dataclass(frozen=True, slots=True)
+class MendTunnel:
+    """Look whether the tunnel of a running sandbox is as it must be, and make it so."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class MarkSeen:
     """Record that a shim was connected, for after the next restart."""
 
@@ -123,7 +131,7 @@ class SayStuck:
     message: str
 
 
-Action = End | CleanUp | Reopen | MarkSeen | TerminateOrphan | SayStuck
+Action = End | CleanUp | Reopen | MendTunnel | MarkSeen | TerminateOrphan | SayStuck
 
 
 def observe(world: World, memory: Memory) -> Memory:
@@ -208,6 +216,8 @@ def _for_running(
     dead = _dead_instance(attempts, world, memory, graces)
     if dead:
         return End(sandbox.id, "InstanceLost", dead)
+    if sandbox.pod_network is not None and sandbox.id not in world.tunnels_here:
+        return MendTunnel(sandbox.id)
     if world.links is None:
         return None
     link = world.links.get(sandbox.id)

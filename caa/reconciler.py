@@ -13,6 +13,7 @@ from caa.errors import UnavailableError
 from caa.ledger import StaleWriteError
 from caa.lifecycle import Lifecycle
 from caa.node import Node
+from caa.podnetwork.namespace import NamespaceGone
 from caa.reconcile import (
     Action,
     CleanUp,
@@ -21,6 +22,7 @@ from caa.reconcile import (
     Link,
     MarkSeen,
     Memory,
+    MendTunnel,
     Reopen,
     SayStuck,
     TerminateOrphan,
@@ -61,6 +63,8 @@ class Reconciler:
         self._graces = graces or Graces()
         self._memory = Memory()
         self._service_started: datetime = node.clock.now()
+        self._tunnels_here: set[str] = set()
+        self._mending: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Once every INTERVAL_SECONDS, for ever. One bad round never ends it."""
@@ -87,6 +91,7 @@ class Reconciler:
         instances = await self._instances()
         links = await self._links()
         sandboxes, attempts = await node.db(node.ledger.snapshot, node.scope.cluster, node.scope.node)
+        self._tunnels_here &= {sandbox.id for sandbox in sandboxes}
         return World(
             now=node.clock.now(),
             service_started=self._service_started,
@@ -96,6 +101,7 @@ class Reconciler:
             links=links,
             starting_here=starting | self._lifecycle.starting_here,
             cleaning_here=cleaning | self._ending.cleaning_here,
+            tunnels_here=frozenset(self._tunnels_here),
         )
 
     async def _instances(self) -> tuple[Instance, ...] | None:
@@ -123,6 +129,8 @@ class Reconciler:
                     self._ending.clean_up_soon(sandbox_id)
                 case Reopen(sandbox_id):
                     await self._reopen(sandbox_id)
+                case MendTunnel(sandbox_id):
+                    self._mend_soon(sandbox_id)
                 case MarkSeen(sandbox_id):
                     await self._mark_seen(sandbox_id)
                 case SayStuck(sandbox_id, message):
@@ -154,6 +162,27 @@ class Reconciler:
         await node.record(sandbox_id, "AgentSocketReopened", "the agent proxy had lost the sandbox")
         # The proxy keeps the address and dials by itself when a shim comes; this only says whether it is right.
         await node.proxy.connect(sandbox_id, list(current.addresses), node.forwarder_port, REOPEN_SECONDS)
+
+    def _mend_soon(self, sandbox_id: str) -> None:
+        """Beside the rounds: a node's hundreds of tunnels take seconds, and none of them is in a hurry."""
+        self._tunnels_here.add(sandbox_id)
+        task = asyncio.create_task(self._mend(sandbox_id))
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _mend(self, sandbox_id: str) -> None:
+        node = self._node
+        try:
+            sandbox = await node.db(node.ledger.sandbox, sandbox_id)
+            attempts = await node.db(node.ledger.attempts, sandbox_id)
+            current = next((a for a in reversed(attempts) if a.unsettled and a.addresses), None)
+            if sandbox is not None and sandbox.state is SandboxState.RUNNING and current is not None:
+                await node.tunnels.setup(sandbox, current.addresses)
+        except NamespaceGone as error:
+            log.info("the tunnel of sandbox %s is left alone, for its pod is going: %s", sandbox_id, error)
+        except PASSING as error:
+            log.warning("the tunnel of sandbox %s cannot be mended, and will be tried again: %s", sandbox_id, error)
+            self._tunnels_here.discard(sandbox_id)
 
     async def _mark_seen(self, sandbox_id: str) -> None:
         node = self._node

@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from providers.base import LaunchRequest, Offering, Owner
 
@@ -118,6 +119,8 @@ class Sandbox:
     failure: str = ""  # the sentence for people
     agent_seen: bool = False  # a shim was connected to the agent socket at some time
     version: int = 1
+    pod_network: dict[str, Any] | None = None  # the `pod-network` object of apf.json; None without a namespace
+    tunnel_id: int | None = None  # the VNI of its tunnel; no two live sandboxes of a node have the same
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ from caa.reconciler import Reconciler
 from caa.settings import Settings
 from caa.starting import Starting
 from caa.ttrpc.server import Server
+from caa.tunnels import Tunnels
 from imagebuilder.ensure import ensure_image
 from imagebuilder.tools import BuildError
 from providers import registry
@@ -93,7 +95,9 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
         limiter = Limiter(ledger.account, ledger_threads, clock, provider.account, provider.limits)
         cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), clock, limiter)
         stack.push_async_callback(cloud.close)
-        node = _node(settings, clock, ledger, ledger_threads, cloud)
+        tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings)
+        stack.push_async_callback(tunnels.close)
+        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -109,6 +113,10 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
         )
         await reconciler.round()
+        # What was imported until now stays for good, an SDK with some 100,000 objects. Going through it again and
+        # again, the garbage collector held up the event loop for more than 100 ms.
+        gc.collect()
+        gc.freeze()
         health.waiting_for.clear()
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
         rounds = asyncio.create_task(reconciler.run())
@@ -174,7 +182,14 @@ def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Pr
         raise ConfigError(told) from error
 
 
-def _node(settings: Settings, clock: SystemClock, ledger: Ledger, ledger_threads: LedgerThreads, cloud: Cloud) -> Node:
+def _node(
+    settings: Settings,
+    clock: SystemClock,
+    ledger: Ledger,
+    ledger_threads: LedgerThreads,
+    cloud: Cloud,
+    tunnels: Tunnels,
+) -> Node:
     profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
     if settings.ca_cert_file:
         tls = AgentTls(None, settings.ca_cert_file, settings.cert_file, settings.cert_key, profile)
@@ -187,6 +202,7 @@ def _node(settings: Settings, clock: SystemClock, ledger: Ledger, ledger_threads
         ledger_threads=ledger_threads,
         cloud=cloud,
         proxy=ProxyControl(str(settings.run_dir)),
+        tunnels=tunnels,
         clock=clock,
         tls=tls,
         pods_dir=settings.pods_dir,

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
+from caa.podnetwork.worker import TunnelSettings
 from providers.base import ConfigError, Problem
 from providers.keys import CsvList, Duration, Flag, Keys, read_keys
 
@@ -238,6 +239,27 @@ class Settings(Keys):
     enable_scratch_space: Flag = Field(
         False, alias="ENABLE_SCRATCH_SPACE", description="Tell pod VMs to use an encrypted scratch space."
     )
+    tunnel_type: Literal["vxlan"] = Field(
+        "vxlan", alias="TUNNEL_TYPE", description="How the pod's network is carried to the pod VM; there is one way."
+    )
+    vxlan_port: int = Field(
+        4789, alias="VXLAN_PORT", ge=1, le=65535, description="UDP port of the tunnels, the same on all nodes."
+    )
+    host_interface: str = Field(
+        "",
+        alias="HOST_INTERFACE",
+        description="The worker's interface that tunnels leave by; the one with the default route if not set.",
+    )
+    external_network_via_podvm: Flag = Field(
+        False,
+        alias="EXTERNAL_NETWORK_VIA_PODVM",
+        description="Traffic that leaves the cluster goes out of the pod VM, not through the tunnel.",
+    )
+    pod_subnet_cidrs: CsvList = Field(
+        (),
+        alias="POD_SUBNET_CIDRS",
+        description="With EXTERNAL_NETWORK_VIA_PODVM: what goes through the tunnel all the same, separated by commas.",
+    )
     limit_per_node: int = Field(
         10,
         alias="PEERPODS_LIMIT_PER_NODE",
@@ -260,6 +282,16 @@ class Settings(Keys):
     def api_tls(self) -> bool:
         """Whether the REST interface speaks TLS over TCP."""
         return self.api_cert_file is not None
+
+    @property
+    def tunnel_settings(self) -> TunnelSettings:
+        """The keys of the pod network."""
+        return TunnelSettings(
+            host_interface=self.host_interface,
+            vxlan_port=self.vxlan_port,
+            external_network_via_podvm=self.external_network_via_podvm,
+            pod_subnet_cidrs=self.pod_subnet_cidrs,
+        )
 
 
 def load(environ: Mapping[str, str]) -> Settings:

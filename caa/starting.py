@@ -16,6 +16,7 @@ from caa.errors import CallError, StartFailedError
 from caa.ledger import StaleWriteError
 from caa.logs import about
 from caa.node import Node
+from caa.podnetwork.errors import PodNetworkError
 from caa.poduserdata import pod_user_data
 from caa.sandbox import (
     Attempt,
@@ -29,6 +30,7 @@ from caa.sandbox import (
 from caa.sizing import rank, requirements
 from caa.threads import finish
 from caa.ttrpc.frames import StatusError
+from caa.tunnels import tunnel_failure
 from caa.unavailable import first_covering, refusal, shown
 from providers.base import (
     DeniedError,
@@ -193,7 +195,7 @@ class Starting:
         """Commit the attempt. Only then may the cloud be asked."""
         node = self._node
         name = instance_name(sandbox.pod_name, sandbox.id, number)
-        user_data, left_out = pod_user_data(node, sandbox, name)
+        user_data, left_out = pod_user_data(node, sandbox, name, sandbox.pod_network)
         for sentence in left_out:
             await node.record(sandbox.id, "LeftOut", sentence, attempt=number)
         attempt = Attempt(
@@ -317,26 +319,42 @@ class Starting:
             node.proxy.connect(sandbox.id, list(found.addresses), node.forwarder_port, node.proxy_timeout)
         )
         death = asyncio.ensure_future(node.cloud.death(found))
+        tunnel = asyncio.ensure_future(self._build_tunnel(sandbox, found.addresses))
         try:
             await asyncio.wait((dial, death), return_when=asyncio.FIRST_COMPLETED)
+            if tunnel.done():
+                tunnel.result()  # why it cannot be built, rather than what came of that
             if not dial.done():
                 raise StartFailedError(
                     f"instance {attempt.name} is {death.result().state} before its agent answered",
                     reason="InstanceLost",
                 )
             reached = dial.result()
+            tunnel_seconds = await tunnel
         except (StatusError, OSError, TimeoutError) as error:
             raise StartFailedError(
                 f"the agent of {attempt.name} cannot be reached: {error}", reason="AgentUnreachable"
             ) from error
         finally:
-            dial.cancel()
-            death.cancel()
+            for task in (dial, death, tunnel):
+                task.cancel()
         return {
             "address_seconds": address_seconds,
             "port_open_seconds": round(reached.tcp_seconds, 3),
             "agent_seconds": round(reached.agent_seconds, 3),
+            **tunnel_seconds,
         }
+
+    async def _build_tunnel(self, sandbox: Sandbox, addresses: Sequence[str]) -> dict[str, float]:
+        node = self._node
+        if sandbox.pod_network is None:
+            return {}
+        begun = node.clock.monotonic()
+        try:
+            await node.tunnels.setup(sandbox, addresses)
+        except PodNetworkError as error:
+            raise tunnel_failure(error) from error
+        return {"tunnel_seconds": round(node.clock.monotonic() - begun, 3)}
 
     def _failure(self, error: Exception) -> CallError:
         if isinstance(error, CallError):

@@ -22,7 +22,7 @@ Under emulation it is unpacked 3 s sooner (LZ4 rather than XZ) and has ext4 buil
 """
 
 # The parts of the guest's source that go into the image.
-GUEST_PARTS = ("__init__.py", "ttrpc", "guest")
+GUEST_PARTS = ("__init__.py", "ttrpc", "guest", "podnetwork")
 # The builder's modules that decide what is in an image.
 _RECIPE_CODE = ("build", "disk", "initrd", "modules", "recipe", "rootfs", "tools")
 AGENT = Path("usr/local/bin/kata-agent")

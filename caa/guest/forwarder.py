@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from caa.guest.apf import CONFIG, IMAGE_CERTIFICATES, read_identity, server_context
+from caa.guest.apf import CONFIG, IMAGE_CERTIFICATES, read_identity, read_pod_network, server_context
 from caa.guest.log import log
+from caa.guest.network import PodNetwork
 from caa.guest.relay import relay
-from caa.guest.rewrite import POD_NAMESPACE, rewrite_request
+from caa.guest.rewrite import POD_NAMESPACE, Work, rewrite_request
 
 if TYPE_CHECKING:
     from caa.guest.volumes import CloudVolumes
@@ -75,6 +76,7 @@ class Forwarder:
         self._pod_namespace = pod_namespace
         self._agent_seconds = agent_seconds
         self._volumes = volumes
+        self._network = PodNetwork(read_pod_network(config))
         self._met = threading.Event()  # a worker has been let in
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
@@ -100,6 +102,10 @@ class Forwarder:
     def _tell_started(self) -> None:
         # The rest of the system starts on this, and on one slow CPU would take the handshake its time.
         self._met.wait(_STARTED_SECONDS)
+        # The pod's network first, for its calls wait for it; the system's other services not for long.
+        building = threading.Thread(target=self._network.build, daemon=True)
+        building.start()
+        building.join(_STARTED_SECONDS)
         notify("READY=1")
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
@@ -123,7 +129,11 @@ class Forwarder:
         agent = connect_agent(self._agent_socket, self._agent_seconds)
         log(f"{peer}: connected")
         self._met.set()
-        relay(worker, agent, lambda data: rewrite_request(data, self._pod_namespace, self._volumes))
+
+        def change(data: bytes) -> bytes | Work:
+            return rewrite_request(data, self._pod_namespace, self._volumes)
+
+        relay(worker, agent, lambda data: self._network.before(data, change))
         log(f"{peer}: closed")
 
 

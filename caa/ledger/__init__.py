@@ -10,6 +10,7 @@ from caa.ledger.errors import (
     LedgerError,
     SandboxExists,
     StaleWriteError,
+    TunnelTaken,
 )
 from caa.ledger.schema import revision, upgrade
 from caa.ledger.store import Cursor, Ledger, open_ledger
@@ -22,6 +23,7 @@ __all__ = [
     "LedgerError",
     "SandboxExists",
     "StaleWriteError",
+    "TunnelTaken",
     "open_ledger",
     "revision",
     "upgrade",

@@ -26,6 +26,10 @@ class StaleWriteError(Exception):
     """Somebody else wrote the row first (or it is gone). Nothing was written: read it again and decide anew."""
 
 
+class TunnelTaken(Exception):
+    """Another sandbox of the node, not over yet, has this tunnel id. Nothing was written."""
+
+
 class AlreadyExists(Exception):
     """The row to add is there already. Nothing was written; `existing` is the row as stored."""
 

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from caa.ledger.account import AccountStore
 from caa.ledger.engine import LOCK_WAIT_S, WRITES, errors_of, make_engine, masked, reach
-from caa.ledger.errors import URL_KEY, AttemptExists, LedgerError, SandboxExists, StaleWriteError
+from caa.ledger.errors import URL_KEY, AttemptExists, LedgerError, SandboxExists, StaleWriteError, TunnelTaken
 from caa.ledger.rows import (
     ATTEMPT_MUTABLE,
     SANDBOX_MUTABLE,
@@ -103,11 +103,16 @@ class Ledger:
     # Sandboxes
 
     def add_sandbox(self, sandbox: Sandbox, *, event: Event | None = None) -> Sandbox:
-        """Record a new sandbox, at version 1. Raises SandboxExists, with the row, when its id is taken."""
+        """Record a new sandbox, at version 1.
+
+        Raises SandboxExists, with the row, when its id is taken, and TunnelTaken when its tunnel's is.
+        """
         sandbox = replace(sandbox, version=1)
         with self._write() as connection:
             if not _insert_new(connection, sandboxes, sandbox_values(sandbox)):
                 row = connection.execute(select(sandboxes).where(sandboxes.c.id == sandbox.id)).one_or_none()
+                if row is None and sandbox.tunnel_id is not None:
+                    raise TunnelTaken(f"tunnel id {sandbox.tunnel_id} is another sandbox's of the node")
                 if row is None:  # pruned between the two statements
                     raise LedgerError(f"sandbox {sandbox.id} was being removed", retryable=True)
                 raise SandboxExists(to_sandbox(row))
@@ -148,6 +153,13 @@ class Ledger:
             query = query.limit(limit)
         with self._read() as connection:
             return [to_sandbox(row) for row in connection.execute(query)]
+
+    def tunnel_ids(self, cluster: str, node: str, since: datetime) -> set[int]:
+        """The tunnel ids of the node's sandboxes that are not over, or ended after `since`."""
+        ours = (sandboxes.c.cluster == cluster) & (sandboxes.c.node == node) & sandboxes.c.tunnel_id.is_not(None)
+        held = sandboxes.c.state.in_([state.value for state in sorted(LIVE_STATES)]) | (sandboxes.c.changed_at > since)
+        with self._read() as connection:
+            return set(connection.execute(select(sandboxes.c.tunnel_id).where(ours, held)).scalars())
 
     def save_sandbox(self, sandbox: Sandbox, *, event: Event | None = None) -> Sandbox:
         """Write a sandbox read before, and `event` with it; returns it as stored, with its next version.

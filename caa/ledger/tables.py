@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration. Revisions are numbers of four digits, so that older and newer can be told apart
 without loading Alembic (100 ms and 10 MB that `caa serve` need not pay)."""
 
@@ -87,6 +87,8 @@ sandboxes = Table(
     _required("failure", Sentence),
     _required("agent_seen", Boolean),
     _required("version", Integer),
+    Column("pod_network", JSON(none_as_null=True)),
+    Column("tunnel_id", Integer),
     Index("ix_sandboxes_created_at_id", "created_at", "id"),  # the order of every list
     Index("ix_sandboxes_cluster_node_state", "cluster", "node", "state"),  # the planner's snapshot
     Index("ix_sandboxes_pod", "pod_namespace", "pod_name"),  # one VM per pod; `caa audit` by pod
@@ -110,6 +112,19 @@ attempts = Table(
     _required("error", Sentence),
     _required("version", Integer),
     UniqueConstraint("token", name="uq_attempts_token"),
+)
+
+LIVE = text("state IN ('created', 'starting', 'running', 'stopping')")
+
+# Of the sandboxes of a node that are not over, no two have one tunnel. NULLs are all different.
+Index(
+    "uq_sandboxes_tunnel",
+    sandboxes.c.cluster,
+    sandboxes.c.node,
+    sandboxes.c.tunnel_id,
+    unique=True,
+    sqlite_where=LIVE,
+    postgresql_where=LIVE,
 )
 
 UNSETTLED = text("state IN ('intended', 'accepted')")

@@ -21,9 +21,13 @@ NETWORK = "default"
 PREFIX = "podvm-lab-"
 
 
+# Beside the stand-in agent: a web server inside the pod's network namespace, if the VM has one.
+PAYLOAD = Path(__file__).parent / "payload"
+
+
 def volume_name() -> str:
     """The name of the volume that belongs to this checkout."""
-    inputs = read_inputs(Path(caa.__file__).parent, None, "amd64")
+    inputs = read_inputs(Path(caa.__file__).parent, PAYLOAD, "amd64")
     return f"{PREFIX}{inputs.id.hex[:12]}.qcow2"
 
 
@@ -37,6 +41,7 @@ def lab_environ() -> dict[str, str]:
         "LIBVIRT_CPU": "1",
         "LIBVIRT_MEMORY": "512",
         "LIBVIRT_ROOT_DISK_SIZE": "2",
+        "PODVM_PAYLOAD": str(PAYLOAD),
     }
 
 

@@ -126,8 +126,14 @@ class ServiceProcess:
         transport = httpx.HTTPTransport(uds=str(self.api_socket), verify=False)
         return httpx.Client(transport=transport, base_url="http://caa", timeout=timeout)
 
-    def create(self, sandbox_id: str, pod: str, annotations: dict[str, str] | None = None) -> dict[str, Any]:
-        body = {"id": sandbox_id, "annotations": pod_annotations(pod) | (annotations or {})}
+    def create(
+        self, sandbox_id: str, pod: str, annotations: dict[str, str] | None = None, netns: str = ""
+    ) -> dict[str, Any]:
+        body = {
+            "id": sandbox_id,
+            "annotations": pod_annotations(pod) | (annotations or {}),
+            "network_namespace_path": netns,
+        }
         with self.rest() as client:
             return dict(checked(client.post("/v1/sandboxes", json=body)))
 

@@ -161,7 +161,7 @@ def test_an_upgrade_waits_for_the_one_under_way(server: Server) -> None:
             second = pool.submit(schema.upgrade, url)
             wait_for_a_lock_waiter(url)
             assert revision(url) is None
-        assert second.result(30) == "0002"
+        assert second.result(30) == "0003"
     engine.dispose()
 
 
@@ -201,8 +201,8 @@ def test_every_acknowledged_write_is_there_after_the_writer_was_killed(url: str)
 
 def test_two_upgrades_at_once_both_succeed(empty_url: str) -> None:
     children = [child("upgrade", empty_url) for _ in range(3)]
-    assert [process.communicate(timeout=60)[0].strip() for process in children] == ["0002"] * 3
-    assert revision(empty_url) == "0002"
+    assert [process.communicate(timeout=60)[0].strip() for process in children] == ["0003"] * 3
+    assert revision(empty_url) == "0003"
     open_ledger(empty_url).close()
 
 

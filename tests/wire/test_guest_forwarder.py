@@ -85,7 +85,7 @@ class Guest:
     def write_config(self, **changes: Any) -> None:
         certificate, key = self.keys.server
         document = {
-            "pod-network": {"podip": "10.0.0.1/24"},
+            "pod-network": None,
             "TLS-Server-Cert": Path(certificate).read_text(),  # keys match whatever their case
             "tls-server-key": Path(key).read_text(),
             "tls-client-ca": Path(self.keys.client[0]).read_text(),
@@ -217,6 +217,20 @@ def test_a_real_pods_life_passes_from_check_to_destroy(guest: Guest) -> None:
     copied = sorted(path for path in guest.shared.rglob("*") if path.is_file())
     assert len(copied) == 4
     assert b"nameserver 10.96.0.10" in copied[-1].read_bytes()
+
+
+def test_without_the_pods_network_no_pod_starts_and_its_caller_hears_why(guest: Guest) -> None:
+    guest.write_config(**{"pod-network": {"podip": "10.0.0.1/24", "tunnel-type": "gre"}})
+    guest.start()
+    with guest.connect() as link:
+        link.send(1, "Check", service="grpc.Health")
+        assert code(link.answer(1)) == 0
+        for stream, method in ((3, "CreateSandbox"), (5, "CreateContainer")):
+            link.send(stream, method)
+            refused = link.answer(stream).status
+            assert refused is not None
+            assert "no pod network: pod-network.tunnel-type: 'gre' is not allowed" in refused.message
+    assert guest.calls("CreateSandbox") == []
 
 
 def test_the_stand_in_says_what_it_is_and_what_it_does_not_know(guest: Guest) -> None:

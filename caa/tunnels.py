@@ -1,0 +1,100 @@
+"""The tunnels of this node's sandboxes as the use cases see them: asynchronous, their ids from the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from caa.clock import Clock
+from caa.errors import CallError, InvalidInputError, StartFailedError
+from caa.ledger import Ledger
+from caa.ledgerthreads import LedgerThreads
+from caa.podnetwork import tunnel, worker
+from caa.podnetwork.config import FIRST_TUNNEL_ID, PodNetwork, from_json
+from caa.podnetwork.errors import PodNetworkError
+from caa.podnetwork.worker import TunnelSettings
+from caa.sandbox import Sandbox
+from caa.threads import Threads
+from providers.base import OwnerScope
+
+# A tunnel takes some 15 ms, nearly all of it the kernel's and iptables', which do one thing at a time.
+WORKERS = 4
+# A VM that was told to end may send for a moment more, and its packets must not come to the next pod.
+ID_REST = timedelta(minutes=10)
+# The worker's own network namespace; every process has it under this name until it leaves it.
+OWN_NAMESPACE = "/proc/self/ns/net"
+
+
+class Tunnels:
+    """The worker's end of every tunnel of the node."""
+
+    def __init__(
+        self, ledger: Ledger, ledger_threads: LedgerThreads, scope: OwnerScope, clock: Clock, settings: TunnelSettings
+    ) -> None:
+        self._ledger = ledger
+        self._ledger_threads = ledger_threads
+        self._scope = scope
+        self._clock = clock
+        self._settings = settings
+        self._threads = Threads(WORKERS, "tunnel")
+        self._choosing = asyncio.Lock()
+
+    async def inspect(self, netns_path: str) -> PodNetwork:
+        """What the pod's network is like. Raises InvalidInputError or StartFailedError."""
+        if _is_own(netns_path):
+            raise InvalidInputError(
+                "network_namespace_path",
+                f"network namespace path {netns_path!r} is the worker's own; it must be that of the pod, or empty",
+            )
+        try:
+            return await self._threads.run(worker.inspect, netns_path, self._settings)
+        except PodNetworkError as error:
+            raise StartFailedError(str(error), reason="PodNetwork") from error
+
+    @asynccontextmanager
+    async def free_id(self, taken: set[int]) -> AsyncIterator[int]:
+        """An id that is free in the ledger, outside `taken`, and on the node, until the block is left."""
+        async with self._choosing:
+            since = self._clock.now() - ID_REST
+            scope = self._scope
+            held = await self._ledger_threads.run(self._ledger.tunnel_ids, scope.cluster, scope.node, since)
+            tunnel_id = FIRST_TUNNEL_ID
+            while tunnel_id in held or tunnel_id in taken or not await self._usable(tunnel_id):
+                tunnel_id += 1
+            yield tunnel_id
+
+    async def setup(self, sandbox: Sandbox, addresses: Sequence[str]) -> None:
+        """Build the tunnel to the VM with these addresses, or mend it. Raises PodNetworkError."""
+        if sandbox.pod_network is not None:
+            network = from_json(sandbox.pod_network)
+            await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
+
+    async def teardown(self, sandbox: Sandbox) -> None:
+        """Take away what `setup` made. Raises PodNetworkError; what could be done is done."""
+        if sandbox.pod_network is not None:
+            await self._threads.run(tunnel.teardown, sandbox.netns_path, from_json(sandbox.pod_network))
+
+    async def close(self) -> None:
+        """End the threads."""
+        await self._threads.close()
+
+    async def _usable(self, tunnel_id: int) -> bool:
+        try:
+            return await self._threads.run(tunnel.usable, tunnel_id, self._settings.vxlan_port)
+        except PodNetworkError as error:
+            raise StartFailedError(str(error), reason="PodNetwork") from error
+
+
+def _is_own(path: str) -> bool:
+    try:
+        return os.path.samefile(path, OWN_NAMESPACE)
+    except OSError:
+        return False  # it is gone; who reads it says so
+
+
+def tunnel_failure(error: PodNetworkError) -> CallError:
+    """What the caller of a start is told."""
+    return StartFailedError(f"the pod's network cannot be carried to the pod VM: {error}", reason="PodNetwork")

@@ -1,0 +1,154 @@
+"""A pod's network, from a namespace on this machine into a real VM and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection
+
+import pytest
+
+from tests.lab.agent import AgentCaller
+from tests.lab.service import ServiceProcess, new_id
+
+# TEST-NET-2 (RFC 5737): nobody's, so this machine has no route of its own there.
+WORKER_END, POD, PREFIX = "198.51.100.1", "198.51.100.2", 30
+NAMESPACE = "caa-test-vmpod"
+LINK = "caa-test-vmpod"  # at most 15 characters
+PORT = 8080
+# Far more than all buffers between, so that the server is still sending when the service is killed.
+DOWNLOAD = 48 << 20
+# An emulated VM builds the tunnel's other end beside the rest of its boot.
+NETWORK_SECONDS = 60.0
+
+
+def sh(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def host_state() -> dict[str, str]:
+    """What a tunnel may leave behind on the worker."""
+    links = sorted(line.split("@")[0] for line in sh("ip", "-br", "link").splitlines())
+    return {"links": "\n".join(name.split()[0] for name in links), "rules": sh("iptables", "-t", "raw", "-S")}
+
+
+@dataclass
+class Pod:
+    """A pod as a CNI plugin leaves it: a namespace with an interface, an address and a default route."""
+
+    netns: str = f"/run/netns/{NAMESPACE}"
+
+    def state(self) -> str:
+        inside = ("ip", "netns", "exec", NAMESPACE)
+        return sh("ip", "-n", NAMESPACE, "-br", "link") + sh(*inside, "tc", "qdisc", "show", "dev", "eth0")
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    sh("ip", "netns", "add", NAMESPACE)
+    try:
+        sh("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAMESPACE)
+        sh("ip", "addr", "add", f"{WORKER_END}/{PREFIX}", "dev", LINK)
+        sh("ip", "link", "set", LINK, "up")
+        sh("ip", "-n", NAMESPACE, "addr", "add", f"{POD}/{PREFIX}", "dev", "eth0")
+        sh("ip", "-n", NAMESPACE, "link", "set", "eth0", "up")
+        sh("ip", "-n", NAMESPACE, "route", "add", "default", "via", WORKER_END)
+        yield Pod()
+    finally:
+        subprocess.run(["ip", "link", "del", LINK], check=False, capture_output=True)
+        sh("ip", "netns", "del", NAMESPACE)
+
+
+def run_pod(path: str) -> None:
+    """What a shim asks for first. It is answered when the pod's network is there."""
+
+    async def run() -> None:
+        caller = await AgentCaller.connect(path)
+        try:
+            waiting = await caller.run_container("web")
+            await waiting.finish()
+        finally:
+            await caller.close()
+
+    asyncio.run(run())
+
+
+def wait_for_server() -> None:
+    deadline = time.monotonic() + NETWORK_SECONDS
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{POD}:{PORT}/8", timeout=5) as answer:
+            assert answer.read() == b"00000000"
+            return
+        assert time.monotonic() < deadline, f"nobody serves at {POD}:{PORT}"
+        time.sleep(0.2)
+
+
+def test_a_download_from_the_vm_at_the_pods_address_survives_a_killed_service(
+    service: ServiceProcess, pod: Pod
+) -> None:
+    before, pod_before = host_state(), pod.state()
+    sandbox_id = new_id()
+    created = service.create(sandbox_id, "web", netns=pod.netns)
+    service.start_sandbox(sandbox_id)
+    run_pod(created["agent_socket_path"])
+    wait_for_server()
+
+    connection = HTTPConnection(POD, PORT, timeout=30)
+    connection.request("GET", f"/{DOWNLOAD}")
+    answer = connection.getresponse()
+    received = answer.read(DOWNLOAD // 8)
+    service.kill()
+    received += answer.read(DOWNLOAD // 8)
+    service.start()
+    service.wait_ready()
+    received += answer.read()
+    connection.close()
+    assert len(received) == DOWNLOAD
+    assert received == b"".join(b"%08x" % number for number in range(DOWNLOAD // 8))
+    assert service.sandbox(sandbox_id)["state"] == "running"
+
+    service.stop_sandbox(sandbox_id)
+    service.wait_for_state(sandbox_id, {"stopped"}, 30)
+    assert host_state() == before
+    assert pod.state() == pod_before
+
+
+def test_a_tunnel_that_was_damaged_meanwhile_is_mended_by_the_next_service(service: ServiceProcess, pod: Pod) -> None:
+    sandbox_id = new_id()
+    created = service.create(sandbox_id, "web", netns=pod.netns)
+    service.start_sandbox(sandbox_id)
+    run_pod(created["agent_socket_path"])
+    wait_for_server()
+    service.kill()
+    sh("ip", "-n", NAMESPACE, "link", "del", "vxlan1")
+    service.start()
+    service.wait_ready()
+    wait_for_server()
+
+
+def test_two_pods_have_tunnels_of_their_own_and_the_workers_namespace_is_refused(
+    service: ServiceProcess, pod: Pod
+) -> None:
+    ids = [new_id(), new_id()]
+    for sandbox_id in ids:
+        service.create(sandbox_id, f"pod-{sandbox_id[:6]}", netns=pod.netns)
+    foreign = "caa-test-vni"
+    with pytest.raises(AssertionError, match="is the worker's own"):
+        service.create(new_id(), "host", netns=f"/proc/{os.getpid()}/ns/net")
+    # Somebody else's device has the next id: it is stepped over.
+    sh("ip", "link", "add", foreign, "type", "vxlan", "id", "555002", "dstport", "4789", "remote", "192.0.2.9")
+    try:
+        third = new_id()
+        service.create(third, "third", netns=pod.netns)
+    finally:
+        sh("ip", "link", "del", foreign)
+    assert host_state()["links"].count("ppvni") == 0
+    for sandbox_id in (*ids, third):
+        service.stop_sandbox(sandbox_id)
+        service.wait_for_state(sandbox_id, {"stopped"}, 30)
