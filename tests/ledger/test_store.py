@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from caa.ledger import AlreadyExists, AttemptExists, Ledger, SandboxExists, StaleWriteError
+from caa.ledger import AlreadyExists, AttemptExists, Ledger, SandboxExists, StaleWriteError, TunnelTaken
 from caa.ledger.engine import WRITES, make_engine
 from caa.sandbox import (
     ATTEMPT_TRANSITIONS,
@@ -272,6 +272,26 @@ def test_pages_joined_are_the_whole_list_even_when_rows_go_between_them(ledger: 
         ledger.save_sandbox(replace(stopping, state=SandboxState.STOPPED))
         assert ledger.prune(NOW + timedelta(days=1)) == 1
     assert seen == ids
+
+
+def test_no_two_sandboxes_of_a_node_that_are_not_over_have_one_tunnel(ledger: Ledger) -> None:
+    network = {"podip": "10.0.0.2/24", "routes": None}
+    first = ledger.add_sandbox(sandbox("first", tunnel_id=555000, pod_network=network))
+    assert ledger.sandbox("first") == first
+    assert first.pod_network == network
+    with pytest.raises(TunnelTaken, match="555000"):
+        ledger.add_sandbox(sandbox("second", tunnel_id=555000))
+    with pytest.raises(SandboxExists):
+        ledger.add_sandbox(sandbox("first", tunnel_id=555000))
+    ledger.add_sandbox(sandbox("elsewhere", node="n2", tunnel_id=555000))
+    ledger.add_sandbox(sandbox("without"))
+    ledger.add_sandbox(sandbox("without-too"))
+    stopping = ledger.save_sandbox(replace(first, state=SandboxState.STOPPING, changed_at=NOW))
+    assert ledger.tunnel_ids("c1", "n1", since=NOW) == {555000}
+    ledger.save_sandbox(replace(stopping, state=SandboxState.STOPPED, changed_at=NOW + timedelta(seconds=1)))
+    assert ledger.tunnel_ids("c1", "n1", since=NOW) == {555000}
+    assert ledger.tunnel_ids("c1", "n1", since=NOW + timedelta(seconds=1)) == set()
+    assert ledger.add_sandbox(sandbox("third", tunnel_id=555000)).tunnel_id == 555000
 
 
 def test_a_snapshot_has_the_live_sandboxes_of_the_node_and_all_their_attempts(ledger: Ledger) -> None:

@@ -15,6 +15,7 @@ from caa.reconcile import (
     Link,
     MarkSeen,
     Memory,
+    MendTunnel,
     Reopen,
     SayStuck,
     TerminateOrphan,
@@ -139,6 +140,13 @@ def test_the_first_shim_connection_is_recorded() -> None:
 
 def test_a_running_sandbox_that_the_proxy_does_not_know_is_opened_again() -> None:
     assert planned(world([sandbox()], [attempt()], [instance()], {})) == [Reopen("a")]
+
+
+def test_a_tunnel_that_this_process_has_not_looked_at_is_looked_at() -> None:
+    carried = dataclasses.replace(sandbox(), pod_network={}, tunnel_id=555000)
+    w = world([carried], [attempt()], [instance()], {"a": CONNECTED})
+    assert planned(w) == [MendTunnel("a")]
+    assert planned(dataclasses.replace(w, tunnels_here=frozenset({"a"}))) == []
 
 
 def test_without_an_answer_of_the_proxy_no_shim_is_judged() -> None:
