@@ -32,7 +32,7 @@ from caa.reconcile import (
     said,
 )
 from caa.sandbox import SandboxState
-from caa.starting import open_agent_socket
+from caa.starting import open_agent_socket, pod_volumes
 from caa.ttrpc.frames import StatusError
 from providers.base import Instance, ProviderError
 
@@ -158,7 +158,7 @@ class Reconciler:
         current = next((a for a in reversed(attempts) if a.unsettled and a.addresses), None)
         if sandbox is None or sandbox.state is not SandboxState.RUNNING or current is None:
             return
-        await open_agent_socket(node, sandbox, current)
+        await open_agent_socket(node, sandbox, current, await pod_volumes(sandbox))
         await node.record(sandbox_id, "AgentSocketReopened", "the agent proxy had lost the sandbox")
         # The proxy keeps the address and dials by itself when a shim comes; this only says whether it is right.
         await node.proxy.connect(sandbox_id, list(current.addresses), node.forwarder_port, REOPEN_SECONDS)

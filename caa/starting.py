@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
+from caa.agentproxy.messages import CloudVolume
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.cloud import DEAD_STATES
+from caa.directvolumes import pod_uid, read_volumes
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
 from caa.ledger import StaleWriteError
@@ -94,13 +96,21 @@ class Starting:
         begun = node.clock.monotonic()
         sandbox = await self._set_starting(sandbox_id)
         await self._supersede(sandbox)
+        volumes = await pod_volumes(sandbox)
+        disk = next((volume for volume in volumes if volume.disk_id), None)
+        if disk is not None:
+            raise StartFailedError(
+                f"the volume {disk.path} is the disk {disk.disk_id} of the cloud, and {node.cloud.name} cannot attach "
+                "it to a pod VM",
+                reason="VolumesUnsupported",
+            )
         attempts = await node.db(node.ledger.attempts, sandbox_id)
         wanted = requirements(sandbox.annotations)
         offerings = rank(wanted, await self._offerings(sandbox_id))
         open_attempt = next((a for a in attempts if a.unsettled), None)
         attempt, instance = await self._launch_best(sandbox, offerings, wanted.image, open_attempt, len(attempts))
         await notify()
-        await open_agent_socket(node, sandbox, attempt)
+        await open_agent_socket(node, sandbox, attempt, volumes)
         timings = await self._reach_agent(sandbox, attempt, instance)
         running = dataclasses.replace(sandbox, state=SandboxState.RUNNING, changed_at=node.clock.now())
         event = node.event(
@@ -366,7 +376,13 @@ class Starting:
         return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
 
 
-async def open_agent_socket(node: Node, sandbox: Sandbox, attempt: Attempt) -> None:
+async def pod_volumes(sandbox: Sandbox) -> list[CloudVolume]:
+    """The CSI volumes that the pod VM is to mount itself. Only where CreateVM tells the pod's UID, as CRI-O does."""
+    uid = pod_uid(sandbox.annotations)
+    return await asyncio.to_thread(read_volumes, uid) if uid else []
+
+
+async def open_agent_socket(node: Node, sandbox: Sandbox, attempt: Attempt, volumes: Sequence[CloudVolume]) -> None:
     """Have the proxy listen on the sandbox's agent socket. Also after a restart, with the same keys."""
     await node.proxy.open(
         sandbox.id,
@@ -377,4 +393,6 @@ async def open_agent_socket(node: Node, sandbox: Sandbox, attempt: Attempt) -> N
         key_file=node.tls.key_file,
         tls_min_version=node.tls.profile.min_version,
         tls_ciphers=[name for name in node.tls.profile.cipher_suites if name in CIPHER_SUITES],
+        pod_uid=pod_uid(sandbox.annotations) if volumes else "",
+        volumes=volumes,
     )

@@ -13,6 +13,8 @@ import pytest
 from tests.clouds.aws.account import Account, ec2_client
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.aws_lab import Lab
+from tests.clouds.fakeguest import FakeGuests
+from tests.clouds.faultproxy import FaultProxy
 from tests.ledger.postgresql import Server
 
 
@@ -42,6 +44,14 @@ def lab(account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     made = Lab(account, monkeypatch)
     yield made
     made.close()
+
+
+@pytest.fixture
+def proxy(account: Account) -> Iterator[FaultProxy]:
+    """The way to the emulated EC2, whose clock runs and whose guests answer."""
+    account.emulator.run_clock()
+    with FakeGuests(account.emulator.url), FaultProxy(account.emulator.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -8,20 +8,12 @@ import pytest
 
 from caa.ttrpc.frames import StatusError
 from tests.clouds.aws.account import Account
-from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Exchange, Fault, FaultProxy, Phase
 from tests.clouds.podworld import LAUNCHES, alive, pod_service
 from tests.lab.service import ServiceProcess, new_id
 
 # The provider takes an instance for never made only after lists were without it for 30 s; it asks ever more seldom.
 SETTLED_SECONDS = 75
-
-
-@pytest.fixture
-def proxy(account: Account) -> Iterator[FaultProxy]:
-    account.emulator.run_clock()
-    with FakeGuests(account.emulator.url), FaultProxy(account.emulator.url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from caa.sizing import MACHINE_TYPE
 from caa.ttrpc.frames import Code, StatusError
 from tests.clouds.aws.account import Account
 from tests.clouds.aws.errors import Ec2Error
-from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.podworld import (
     LAUNCHES,
@@ -39,13 +38,6 @@ REFUSALS = [
 refusals = pytest.mark.parametrize(
     ("code", "status", "said", "reason", "named"), REFUSALS, ids=[r[0] for r in REFUSALS]
 )
-
-
-@pytest.fixture
-def proxy(account: Account) -> Iterator[FaultProxy]:
-    account.emulator.run_clock()
-    with FakeGuests(account.emulator.url), FaultProxy(account.emulator.url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

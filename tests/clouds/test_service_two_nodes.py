@@ -10,7 +10,6 @@ import pytest
 
 from tests.clouds.aws.account import Account
 from tests.clouds.aws.conditions import EC2_LIMITS
-from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.podworld import (
     CLUSTER,
@@ -31,13 +30,6 @@ ORPHAN_SECONDS = 75.0
 ENDED_SECONDS = 30.0
 # The service's bucket and EC2's run by different clocks, and a call is on its way for a moment.
 A_COUPLE = 2
-
-
-@pytest.fixture
-def proxy(account: Account) -> Iterator[FaultProxy]:
-    account.emulator.run_clock()
-    with FakeGuests(account.emulator.url), FaultProxy(account.emulator.url) as proxy:
-        yield proxy
 
 
 @pytest.fixture
