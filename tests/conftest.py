@@ -15,6 +15,34 @@ from tests.lab.service import ServiceProcess
 HOST = Path(__file__).parent / "lab" / "host.sh"
 
 
+# What shares something there is one of: this machine's libvirt and network, or the guests' addresses on loopback. The
+# tests of each go one after the other, both beside each other, and all else wherever there is room.
+LANES = {
+    "machine": ("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
+    "cloud": ("clouds/", "faults/", "lab/"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put each test into its lane."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        lane = next((lane for lane, places in LANES.items() if path.startswith(places)), "")
+        if lane:
+            item.add_marker(pytest.mark.xdist_group(lane))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many kills there were: that number is the claim."""
+    counts = {
+        outcome: sum("::test_a_kill_at_" in report.nodeid for report in terminalreporter.stats.get(outcome, []))
+        for outcome in ("passed", "failed", "error")
+    }
+    if any(counts.values()):
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        terminalreporter.write_line(f"kill matrix on AWS: {sum(counts.values())} cases, {listed}")
+
+
 @pytest.fixture(scope="session")
 def lab() -> dict[str, str]:
     """This machine's libvirt with the image of this checkout; returns what a service on it is configured by."""

@@ -22,7 +22,7 @@ GUEST = Path(caa.__file__).parent
 
 
 def make_guest(directory: Path) -> Path:
-    for part in ("ttrpc", "guest"):
+    for part in ("ttrpc", "guest", "podnetwork"):
         (directory / part).mkdir(parents=True)
         (directory / part / "a.py").write_text("a = 1\n")
     (directory / "__init__.py").write_text("")
