@@ -35,6 +35,7 @@ soak: lab ## the long fault runs
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay
+	$(BIN)/python -m tests.bench.bench_sizing
 	$(BIN)/python -m tests.bench.bench_tunnel
 	$(BIN)/python -m tests.bench.bench_restart
 	$(BIN)/python -m tests.bench.bench_burst

@@ -83,6 +83,20 @@ class Cloud:
         """Bytes of user data that the cloud takes."""
         return self._provider.user_data_limit
 
+    @property
+    def default_type(self) -> str:
+        """The instance type of a pod that asks for none."""
+        return self._provider.default_type
+
+    @property
+    def default_image(self) -> str:
+        """The image that a request without one boots."""
+        return self._provider.default_image
+
+    async def image_arch(self, image: str) -> str:
+        """The architecture of an image ("": the configured one); "" where any image will do."""
+        return await self._threads.run(self._provider.image_arch, image)
+
     async def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for."""
         return await self._threads.run(self._provider.offerings)

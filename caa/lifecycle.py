@@ -10,19 +10,22 @@ import asyncio
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from caa.ending import Ending
 from caa.errors import ConflictError, DeadlineError, InvalidInputError, NotFoundError, UnavailableError
+from caa.explain import Explanation, explain
 from caa.guestconfig import INITDATA_ANNOTATION, initdata
 from caa.ledger import SandboxExists, TunnelTaken
 from caa.node import Node
 from caa.podnetwork.config import to_json
 from caa.sandbox import FINAL_STATES, CreateRequest, Sandbox, SandboxState
-from caa.sizing import POD_NAME, POD_NAMESPACE, requirements
+from caa.sizing import POD_NAME, POD_NAMESPACE, ImageNotAllowedError, requirements
 from caa.starting import Starting
+from providers.base import ProviderError
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +131,29 @@ class Lifecycle:
         """The same, for a reason of our own: reaping, superseding, a lost instance."""
         await self._ending.begin(sandbox_id, reason, message)
         await self.stop(sandbox_id)
+
+    async def explain(self, annotations: Mapping[str, str]) -> Explanation:
+        """What a pod with these annotations would get if it were started now. Launches and records nothing.
+
+        Raises InvalidInputError naming the annotation that is wrong, and UnavailableError when the cloud cannot say
+        what it offers.
+        """
+        node = self._node
+        wanted = requirements(annotations)
+        try:
+            image = node.policy.image(wanted)
+        except ImageNotAllowedError:
+            image = ""  # told with the rest
+        try:
+            offered = await node.cloud.offerings()
+            arch = await node.cloud.image_arch(image)
+        except ProviderError as error:
+            raise UnavailableError(
+                f"{node.cloud.name} cannot say what it offers: {error}", reason=error.reason
+            ) from error
+        now = node.clock.now()
+        known = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
+        return explain(wanted, offered, node.policy, arch, known, now)
 
     async def vm_id(self, pod_name: str, pod_namespace: str, *, wait: bool) -> str:
         """The instance id of the pod's newest live sandbox; with `wait`, as soon as there is one."""

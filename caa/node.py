@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
 from caa.pki import NodeKeys
 from caa.sandbox import Event
+from caa.sizing import Policy
 from caa.tunnels import Tunnels
 from providers.base import OwnerScope
 
@@ -53,6 +54,14 @@ class Node:
     proxy_timeout: float  # seconds
     initdata: str = ""  # base64(gzip(toml)) for pods that bring none
     scratch_space: bool = False
+    images: tuple[str, ...] = ()  # that pods may name
+    prices: Mapping[tuple[str, str], float] = field(default_factory=dict)  # see caa.sizing.Policy
+    limit: int = -1  # of pod VMs at once; below 0 there is none
+
+    @property
+    def policy(self) -> Policy:
+        """What the configuration says of every pod's size and image."""
+        return Policy(self.cloud.default_type, self.cloud.default_image, self.images, self.prices)
 
     async def db(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not.

@@ -38,6 +38,7 @@ from caa.limiter import Limiter
 from caa.logs import set_up_logging
 from caa.node import AgentTls, Node
 from caa.pki import NodeKeys
+from caa.prices import Prices, read_prices
 from caa.reconciler import Reconciler
 from caa.settings import Settings
 from caa.starting import Starting
@@ -84,6 +85,7 @@ class Health:
 
 
 async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
+    prices = read_prices(settings.prices_file)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_only_one(settings.state_dir))
         ledger = _open_ledger(settings)
@@ -97,7 +99,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
         stack.push_async_callback(cloud.close)
         tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings)
         stack.push_async_callback(tunnels.close)
-        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels)
+        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels, prices)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -189,6 +191,7 @@ def _node(
     ledger_threads: LedgerThreads,
     cloud: Cloud,
     tunnels: Tunnels,
+    prices: Prices,
 ) -> Node:
     profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
     if settings.ca_cert_file:
@@ -210,6 +213,9 @@ def _node(
         proxy_timeout=settings.proxy_timeout,
         initdata=settings.initdata,
         scratch_space=settings.enable_scratch_space,
+        images=settings.images,
+        prices=prices,
+        limit=settings.limit_per_node,
     )
 
 

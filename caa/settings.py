@@ -277,6 +277,17 @@ class Settings(Keys):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level)] = Field(
         "INFO", alias="CAA_LOG_LEVEL", description="The least important log lines that are written."
     )
+    images: CsvList = Field(
+        (),
+        alias="PODVM_IMAGES",
+        description="Images that pods may name by annotation, separated by commas; without it only the configured one.",
+    )
+    prices_file: AbsolutePath | None = Field(
+        None,
+        alias="CAA_PRICES_FILE",
+        description="Prices for an hour, YAML or JSON, of instance types such as m6a.large, or m6a.large@spot: of what "
+        "is large enough for a pod the cheapest is chosen. Without it the one with the least memory.",
+    )
 
     @property
     def api_tls(self) -> bool:

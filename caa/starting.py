@@ -15,7 +15,8 @@ from caa.cloud import DEAD_STATES
 from caa.directvolumes import pod_uid, read_volumes
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
-from caa.ledger import StaleWriteError
+from caa.explain import ignored
+from caa.ledger import LimitReachedError, StaleWriteError
 from caa.logs import about
 from caa.node import Node
 from caa.podnetwork.errors import PodNetworkError
@@ -29,11 +30,11 @@ from caa.sandbox import (
     instance_name,
     launch_request,
 )
-from caa.sizing import rank, requirements
+from caa.sizing import Requirements, rank, requirements
 from caa.threads import finish
 from caa.ttrpc.frames import StatusError
 from caa.tunnels import tunnel_failure
-from caa.unavailable import first_covering, refusal, shown
+from caa.unavailable import first_covering, passed_over, refusal, shown
 from providers.base import (
     DeniedError,
     Instance,
@@ -106,9 +107,12 @@ class Starting:
             )
         attempts = await node.db(node.ledger.attempts, sandbox_id)
         wanted = requirements(sandbox.annotations)
-        offerings = rank(wanted, await self._offerings(sandbox_id))
+        image = node.policy.image(wanted)
+        offerings = await self._ranked(sandbox_id, wanted, image)
+        for sentence in ignored(wanted, offerings) if not attempts else ():
+            await node.record(sandbox_id, "Ignored", sentence)
         open_attempt = next((a for a in attempts if a.unsettled), None)
-        attempt, instance = await self._launch_best(sandbox, offerings, wanted.image, open_attempt, len(attempts))
+        attempt, instance = await self._launch_best(sandbox, offerings, image, open_attempt, len(attempts))
         await notify()
         await open_agent_socket(node, sandbox, attempt, volumes)
         timings = await self._reach_agent(sandbox, attempt, instance)
@@ -133,7 +137,13 @@ class Starting:
             return sandbox  # continued after a restart
         starting = dataclasses.replace(sandbox, state=SandboxState.STARTING, changed_at=node.clock.now())
         event = node.event(sandbox_id, "StartRequested", "an instance is to be launched")
-        return await node.db(node.ledger.save_sandbox, starting, event=event)
+        try:
+            return await node.db(node.ledger.start_sandbox, starting, limit=node.limit, event=event)
+        except LimitReachedError as error:
+            raise StartFailedError(
+                f"this node has {error.count} pod VMs, and may have {node.limit} at once (PEERPODS_LIMIT_PER_NODE)",
+                reason="LimitReached",
+            ) from None
 
     async def _supersede(self, sandbox: Sandbox) -> None:
         """A pod has one sandbox; when a newer one starts, the older one's VM goes at once."""
@@ -193,12 +203,7 @@ class Starting:
             against = first_covering(known, offering, now)
             if against is None:
                 return offering
-            refusals[offering] = Refused(
-                f"{shown(offering)} was not asked for, because of {against.reason} "
-                f"{(now - against.since).total_seconds():.0f} s ago, and will be again in "
-                f"{(against.until - now).total_seconds():.0f} s ({against.message})",
-                against.quota,
-            )
+            refusals[offering] = Refused(passed_over(against, offering, now), against.quota)
         return None
 
     async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str) -> Attempt:
@@ -287,12 +292,17 @@ class Starting:
                 return await self._node.cloud.launch(launch_request(sandbox, attempt))
         raise AssertionError("unreachable: the retry ends by returning or raising")
 
-    async def _offerings(self, sandbox_id: str) -> Sequence[Offering]:
-        """What may be asked for. A cloud that cannot say so at the moment is asked again, until the caller gives up."""
+    async def _ranked(self, sandbox_id: str, wanted: Requirements, image: str) -> list[Offering]:
+        """What to ask for, the best first.
+
+        A cloud that cannot say at the moment what it has is asked again, until the caller gives up.
+        """
         async for attempted in self._again_while_repeatable(LAUNCH_RETRY):
             with attempted:
                 await self._still_wanted(sandbox_id)
-                return await self._node.cloud.offerings()
+                cloud = self._node.cloud
+                offered = await cloud.offerings()
+                return rank(wanted, offered, self._node.policy, await cloud.image_arch(image))
         raise AssertionError("unreachable: the retry ends by returning or raising")
 
     def _again_while_repeatable(self, wait: Callable[[RetryCallState], float]) -> AsyncRetrying:

@@ -59,6 +59,15 @@ def first_covering(known: Iterable[Unavailable], offering: Offering, now: dateti
     return max(covering, key=lambda one: one.until, default=None)
 
 
+def passed_over(against: Unavailable, offering: Offering, now: datetime) -> str:
+    """Why an offering is not asked for now, in a sentence for people."""
+    return (
+        f"{shown(offering)} was not asked for, because of {against.reason} "
+        f"{(now - against.since).total_seconds():.0f} s ago, and will be again in "
+        f"{(against.until - now).total_seconds():.0f} s ({against.message})"
+    )
+
+
 def shown(offering: Offering) -> str:
     """An offering in a sentence for people."""
     return " ".join(part for part in (offering.instance_type, offering.zone, offering.market.value) if part)

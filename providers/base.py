@@ -211,6 +211,20 @@ class Provider(Protocol):
         """Whose limits, quotas and capacity these are, e.g. "aws/eu-west-1": the same text for all who share them."""
         ...
 
+    @property
+    def default_type(self) -> str:
+        """The instance type of a pod that asks for none, as `offerings` has it."""
+        ...
+
+    @property
+    def default_image(self) -> str:
+        """The image that a request without one boots."""
+        ...
+
+    def image_arch(self, image: str) -> str:
+        """The architecture of an image ("": the configured one), such as x86_64; "" where any image will do."""
+        ...
+
     def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for, in no particular order. May be cached by the provider."""
         ...

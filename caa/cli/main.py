@@ -32,6 +32,7 @@ class Command(Protocol):
 # Commands that are modules of this package: name -> (module, what it is for).
 MODULES = {
     "sandbox": ("caa.cli.sandbox", "list, show, create, start and stop sandboxes"),
+    "explain": ("caa.cli.explain", "which instance a pod would get, and why not another one"),
     "image": ("caa.cli.image", "the image that pod VMs boot"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
 }

@@ -62,6 +62,37 @@ def sandbox_details(sandbox: dict[str, Any], events: Iterable[dict[str, Any]]) -
         table(("WHEN", "EVENT", ""), happened)
 
 
+def sizing_table(explained: dict[str, Any]) -> None:
+    """What a pod would get, and what became of each offering."""
+    chosen = explained["chosen"]
+    rows = [("Rule", f"{explained['rule']}: {explained['rule_text']}")]
+    rows += [("Ignored", sentence) for sentence in explained["ignored"]]
+    rows.append(("Image", explained["image"]))
+    if chosen:
+        place = f"{chosen['type']} in {chosen['zone'] or 'no zone'}, {chosen['market']}"
+        rows.append(("Launched", f"{place}, with {chosen['vcpus']} vCPUs and {chosen['memory_mib']} MiB"))
+    else:
+        rows.append(("Launched", "nothing"))
+    table(("", ""), rows)
+    print()
+    columns = ("ORDER", "TYPE", "ZONE", "MARKET", "VCPUS", "MIB", "GPUS", "PRICE", "WHY NOT")
+    table(columns, [_offering_row(one) for one in explained["offerings"]])
+
+
+def _offering_row(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(one["order"] or "-"),
+        one["type"],
+        one["zone"] or "-",
+        one["market"],
+        str(one["vcpus"]),
+        str(one["memory_mib"]),
+        f"{one['gpus']} {one['gpu_model']}".strip() if one["gpus"] else "-",
+        "-" if one["price"] is None else f"{one['price']:g}",
+        one["refused"] or one["passed_over"] or "",
+    )
+
+
 def _row(sandbox: dict[str, Any], now: datetime) -> tuple[str, ...]:
     instance = sandbox["instance"] or {}
     state = sandbox["state"] + (f" ({sandbox['failure']['reason']})" if sandbox["failure"] else "")

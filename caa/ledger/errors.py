@@ -26,6 +26,14 @@ class StaleWriteError(Exception):
     """Somebody else wrote the row first (or it is gone). Nothing was written: read it again and decide anew."""
 
 
+class LimitReachedError(Exception):
+    """The node has as many sandboxes as it may. Nothing was written; `count` is how many."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"the node has {count} sandboxes that have an instance, or may have one")
+        self.count = count
+
+
 class TunnelTaken(Exception):
     """Another sandbox of the node, not over yet, has this tunnel id. Nothing was written."""
 

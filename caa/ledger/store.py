@@ -21,7 +21,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from caa.ledger.account import AccountStore
 from caa.ledger.engine import LOCK_WAIT_S, WRITES, errors_of, make_engine, masked, reach
-from caa.ledger.errors import URL_KEY, AttemptExists, LedgerError, SandboxExists, StaleWriteError, TunnelTaken
+from caa.ledger.errors import (
+    URL_KEY,
+    AttemptExists,
+    LedgerError,
+    LimitReachedError,
+    SandboxExists,
+    StaleWriteError,
+    TunnelTaken,
+)
 from caa.ledger.rows import (
     ATTEMPT_MUTABLE,
     SANDBOX_MUTABLE,
@@ -52,6 +60,8 @@ Cursor = tuple[datetime, str]
 
 _UNSETTLED = (AttemptState.INTENDED.value, AttemptState.ACCEPTED.value)
 
+# PostgreSQL's advisory locks for "a sandbox of this node is being started": "cas".
+_START_LOCK = 0x636173
 # PostgreSQL's advisory locks for "an event of this sandbox is being added": "cae", apart from the upgrade's.
 _EVENT_LOCK = 0x636165
 
@@ -169,24 +179,21 @@ class Ledger:
         has changed. Nothing is written then.
         """
         with self._write() as connection:
-            query = select(sandboxes).where(sandboxes.c.id == sandbox.id).with_for_update()
-            row = connection.execute(query).one_or_none()
-            if row is None or row.version != sandbox.version:
-                raise _stale(f"sandbox {sandbox.id}", sandbox.version, row)
-            stored = to_sandbox(row)
-            _check_fixed(stored, sandbox, SANDBOX_MUTABLE)
-            if sandbox.state != stored.state:
-                check_transition(stored.state, sandbox.state)
-            values = {k: v for k, v in sandbox_values(sandbox).items() if k in SANDBOX_MUTABLE}
-            written = connection.execute(
-                update(sandboxes)
-                .where(sandboxes.c.id == sandbox.id, sandboxes.c.version == sandbox.version)
-                .values(**values, version=sandbox.version + 1)
-            )
-            if written.rowcount != 1:
-                raise _stale(f"sandbox {sandbox.id}", sandbox.version, None)
-            _add_event(connection, event, sandbox.id)
-            return _sandbox(connection, sandbox.id)
+            return _save(connection, sandbox, event)
+
+    def start_sandbox(self, sandbox: Sandbox, *, limit: int, event: Event | None = None) -> Sandbox:
+        """Write a sandbox whose StartVM begins, unless its node has `limit` others with an instance (below 0: none).
+
+        Counted are those that are starting or running, and those that are stopping with an attempt that is not
+        settled; not what the same pod had before, which this start supersedes. Of starts at once, on whatever
+        connections, each sees those before it. Raises LimitReachedError, and as `save_sandbox` does.
+        """
+        with self._write() as connection:
+            if limit >= 0:
+                count = _with_instance(connection, sandbox)
+                if count >= limit:
+                    raise LimitReachedError(count)
+            return _save(connection, sandbox, event)
 
     # Launch attempts
 
@@ -326,6 +333,50 @@ class Ledger:
             yield
         finally:
             self._turn.release()
+
+
+def _save(connection: Connection, sandbox: Sandbox, event: Event | None) -> Sandbox:
+    query = select(sandboxes).where(sandboxes.c.id == sandbox.id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    if row is None or row.version != sandbox.version:
+        raise _stale(f"sandbox {sandbox.id}", sandbox.version, row)
+    stored = to_sandbox(row)
+    _check_fixed(stored, sandbox, SANDBOX_MUTABLE)
+    if sandbox.state != stored.state:
+        check_transition(stored.state, sandbox.state)
+    values = {k: v for k, v in sandbox_values(sandbox).items() if k in SANDBOX_MUTABLE}
+    written = connection.execute(
+        update(sandboxes)
+        .where(sandboxes.c.id == sandbox.id, sandboxes.c.version == sandbox.version)
+        .values(**values, version=sandbox.version + 1)
+    )
+    if written.rowcount != 1:
+        raise _stale(f"sandbox {sandbox.id}", sandbox.version, None)
+    _add_event(connection, event, sandbox.id)
+    return _sandbox(connection, sandbox.id)
+
+
+def _with_instance(connection: Connection, sandbox: Sandbox) -> int:
+    """How many other sandboxes of the node have an instance, or may have one. Holds up other starts until the end."""
+    if connection.dialect.name == "postgresql":
+        # Two transactions that count at once would not see each other's writes. SQLite has one writer at a time.
+        node = f"{sandbox.cluster}/{sandbox.node}"
+        connection.execute(select(func.pg_advisory_xact_lock(_START_LOCK, func.hashtext(node))))
+    up = sandboxes.c.state.in_([SandboxState.STARTING.value, SandboxState.RUNNING.value])
+    same_pod = (
+        (sandboxes.c.pod_namespace == sandbox.pod_namespace)
+        & (sandboxes.c.pod_name == sandbox.pod_name)
+        & (sandboxes.c.created_at < sandbox.created_at)
+    )
+    unsettled = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.state.in_(_UNSETTLED))
+    going = (sandboxes.c.state == SandboxState.STOPPING.value) & unsettled
+    query = select(func.count()).where(
+        sandboxes.c.cluster == sandbox.cluster,
+        sandboxes.c.node == sandbox.node,
+        sandboxes.c.id != sandbox.id,
+        or_(up & ~same_pod, going),
+    )
+    return connection.execute(query).scalar_one()
 
 
 def _oldest_first(query: Select[Any]) -> Select[Any]:

@@ -95,6 +95,20 @@ class AwsProvider:
         """The region. Nodes that share a ledger are taken to share the AWS account."""
         return f"aws/{self._ec2.region}"
 
+    @property
+    def default_type(self) -> str:
+        """PODVM_INSTANCE_TYPE."""
+        return self._keys.instance_type
+
+    @property
+    def default_image(self) -> str:
+        """PODVM_AMI_ID."""
+        return self._keys.ami_id
+
+    def image_arch(self, image: str) -> str:
+        """As EC2 has it; asked once for each image."""
+        return self._catalog.image(image or self._keys.ami_id).arch
+
     def offerings(self) -> Sequence[Offering]:
         """The configured types in the zones of the configured subnets, in the configured markets."""
         with self._offerings_lock:

@@ -55,6 +55,8 @@ from providers.libvirt.settings import LibvirtKeys, shown_uri
 
 log = logging.getLogger(__name__)
 
+# All sizes are one type.
+_TYPE = "libvirt"
 # libvirt's domain states. A paused domain with the mark was halted from outside (by an operator, a full disk) and may
 # go on.
 _STATES = {
@@ -94,12 +96,26 @@ class LibvirtProvider:
         """One host is one account."""
         return f"libvirt/{shown_uri(self._keys.uri)}"
 
+    @property
+    def default_type(self) -> str:
+        """The one there is."""
+        return _TYPE
+
+    @property
+    def default_image(self) -> str:
+        """LIBVIRT_VOL_NAME."""
+        return self._keys.vol_name
+
+    def image_arch(self, image: str) -> str:
+        """A volume does not tell; whoever put it into the pool made it for this host."""
+        return ""
+
     def offerings(self) -> Sequence[Offering]:
         """One offering of any size."""
         with self._calls(changes=False) as conn:
             arch = self._probe(conn).arch
         keys = self._keys
-        return (Offering("libvirt", "", keys.cpu, keys.memory, arch=arch, flexible=True),)
+        return (Offering(_TYPE, "", keys.cpu, keys.memory, arch=arch, flexible=True),)
 
     def launch(self, request: LaunchRequest) -> Instance:
         """Make the domain, or take over what an earlier call of the same request left. See the module's order."""

@@ -42,6 +42,7 @@ def lab_environ() -> dict[str, str]:
         "LIBVIRT_MEMORY": "512",
         "LIBVIRT_ROOT_DISK_SIZE": "2",
         "PODVM_PAYLOAD": str(PAYLOAD),
+        "PODVM_IMAGES": "no-such-image",  # so that a start can tell that it is missing
     }
 
 

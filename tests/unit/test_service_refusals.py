@@ -106,3 +106,11 @@ def test_a_state_directory_that_another_service_uses_is_refused(directory: Path)
         code, said = serve(directory)
     assert code == 1
     assert "CAA_STATE_DIR" in said
+
+
+def test_a_wrong_price_is_named_before_anything_is_made(directory: Path) -> None:
+    (prices := directory / "prices.yaml").write_text("m6a.large: cheap\n")
+    code, said = serve(directory, CAA_PRICES_FILE=str(prices))
+    assert code == 1
+    assert f"CAA_PRICES_FILE: '{prices}': 'm6a.large': 'cheap' is not allowed" in said
+    assert not (directory / "state").exists()

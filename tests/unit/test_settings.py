@@ -45,6 +45,8 @@ def test_the_defaults_are_the_incumbents_where_it_has_the_key() -> None:
     assert settings.tls_cipher_suites == ()
     assert settings.initdata == ""
     assert settings.enable_scratch_space is False
+    assert settings.images == ()
+    assert settings.prices_file is None
 
 
 def test_our_own_defaults() -> None:

@@ -21,9 +21,12 @@ from caa.api.reader import LedgerReader
 from caa.api.rest.app import build_app
 from caa.api.rest.server import RestServer
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
+from caa.explain import Explanation, explain
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
 from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, SandboxState, attempt_token
 from caa.settings import Settings, load
+from caa.sizing import Policy, requirements
+from caa.unavailable import Unavailable
 from providers.base import Offering
 
 USER_DATA = b"#cloud-config with a private key"
@@ -38,6 +41,19 @@ START_ERRORS: Mapping[str, Callable[[], Exception]] = {
     "refused": lambda: CallError("no instance type fits the pod", reason="NoInstanceType"),
     "defect": lambda: RuntimeError("secret-in-a-traceback"),
 }
+
+
+OFFERINGS = [
+    Offering("m6a.large", "eu-1a", 2, 8192),
+    Offering("m6a.large", "eu-1b", 2, 8192),
+    Offering("m6a.xlarge", "eu-1a", 4, 16384),
+    Offering("m6g.large", "eu-1a", 2, 8192, arch="arm64"),
+    Offering("g4dn.xlarge", "eu-1a", 4, 16384, gpus=1, gpu_model="T4"),
+]
+POLICY = Policy("m6a.large", "ami-1", ("ami-2",), {("m6a.xlarge", ""): 0.1728})
+UNAVAILABLE = [
+    Unavailable("a", "m6a.large", "eu-1a", "on-demand", BORN, BORN + timedelta(seconds=180), False, "NoneLeft", "sorry")
+]
 
 
 class LedgerLifecycle:
@@ -111,6 +127,9 @@ class LedgerLifecycle:
         )
         event = Event(sandbox_id, self._born, "Running", "the agent answered", attempt=1)
         return self._ledger.save_sandbox(replace(starting, state=SandboxState.RUNNING), event=event)
+
+    async def explain(self, annotations: Mapping[str, str]) -> Explanation:
+        return explain(requirements(annotations), OFFERINGS, POLICY, "x86_64", UNAVAILABLE, BORN)
 
     async def stop(self, sandbox_id: str) -> Sandbox | None:
         await asyncio.to_thread(self.stop_gate.wait, PATIENCE_S)

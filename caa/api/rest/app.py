@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 import caa
 from caa.api.rest import problems
-from caa.api.rest.routers import Health, Lifecycle, Reader, health_router, sandbox_router
+from caa.api.rest.routers import Health, Lifecycle, Reader, health_router, sandbox_router, sizing_router
 
 _DESCRIPTION = (
     "Peer pod sandboxes of this worker node: what runs, and the three verbs Kata's shim has. Errors are RFC 9457."
@@ -41,5 +41,6 @@ def build_app(lifecycle: Lifecycle, reader: Reader, health: Health) -> FastAPI:
     )
     problems.install(app)
     app.include_router(sandbox_router(lifecycle, reader))
+    app.include_router(sizing_router(lifecycle))
     app.include_router(health_router(health))
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -19,9 +19,11 @@ from caa.api.rest.schemas import (
     EventPage,
     Healthy,
     NewSandbox,
+    PodToSize,
     SandboxId,
     SandboxPage,
     SandboxView,
+    SizingView,
     Stopped,
     StoppedState,
     Version,
@@ -29,9 +31,11 @@ from caa.api.rest.schemas import (
     event_view,
     read_cursor,
     sandbox_view,
+    sizing_view,
     stopped_view,
 )
 from caa.errors import NotFoundError, UnavailableError
+from caa.explain import Explanation
 from caa.ledger import Cursor
 from caa.sandbox import CreateRequest, Door, Event, Sandbox, SandboxState
 
@@ -42,7 +46,7 @@ LONGEST_START_SECONDS = 86400.0
 
 
 class Lifecycle(Protocol):
-    """The three verbs. Cancelling `start` means that its caller is gone."""
+    """The three verbs, and what a start would do. Cancelling `start` means that its caller is gone."""
 
     async def create(self, request: CreateRequest) -> Sandbox:
         """Record a sandbox; the same id again gives the same answer."""
@@ -50,6 +54,10 @@ class Lifecycle(Protocol):
 
     async def start(self, sandbox_id: str, *, timeout: float | None = None) -> Sandbox:
         """Launch its instance; returns when the agent answers."""
+        ...
+
+    async def explain(self, annotations: Mapping[str, str]) -> Explanation:
+        """What a pod with these annotations would get now."""
         ...
 
     async def stop(self, sandbox_id: str) -> Sandbox | None:
@@ -234,6 +242,21 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
         """The same as stop. The record of the sandbox stays."""
         stopped = await _stop(lifecycle, sandbox_id)
         return stopped if stopped.state is StoppedState.STOPPING else Response(status_code=204)
+
+    return router
+
+
+def sizing_router(lifecycle: Lifecycle) -> APIRouter:
+    """Which instance a pod would get."""
+    router = APIRouter(prefix="/v1/sizing", tags=["sizing"])
+
+    @router.post("/explain", operation_id="explainSizing", responses=_errors(400, 401, 422, 503))
+    async def explain(pod: PodToSize) -> SizingView:
+        """What a pod with these annotations would get if it were started now, and why not something else.
+
+        Launches and records nothing. That nothing fits is an answer, too: `chosen` is null, and `refusal` says why.
+        """
+        return sizing_view(await lifecycle.explain(pod.annotations))
 
     return router
 

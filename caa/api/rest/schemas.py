@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from caa.api.reader import SandboxRecord
 from caa.errors import InvalidInputError
+from caa.explain import RULES, Considered, Explanation
 from caa.ledger import Cursor
 from caa.sandbox import Event, Sandbox, SandboxState
+from caa.sizing import Rule
+from providers.base import Market
 
 # Kubernetes' own limit for the annotations of one object.
 ANNOTATION_BYTES = 256 * 1024
@@ -30,6 +33,9 @@ SandboxId = Annotated[
 ]
 
 
+Annotations = dict[str, Annotated[str, StringConstraints(max_length=ANNOTATION_BYTES)]]
+
+
 class Model(BaseModel):
     """Base of everything below."""
 
@@ -40,7 +46,7 @@ class NewSandbox(Model):
     """What POST /v1/sandboxes takes."""
 
     id: SandboxId
-    annotations: dict[str, Annotated[str, StringConstraints(max_length=ANNOTATION_BYTES)]] = Field(
+    annotations: Annotations = Field(
         description="As Kata gives them. io.kubernetes.cri.sandbox-name and io.kubernetes.cri.sandbox-namespace name "
         "the pod and are required."
     )
@@ -133,6 +139,52 @@ class Stopped(Model):
     state: StoppedState
 
 
+class PodToSize(Model):
+    """What POST /v1/sizing/explain takes."""
+
+    annotations: Annotations = Field(description="As Kata gives them; only those of sizing are looked at.")
+
+
+class Wanted(Model):
+    """What a pod asks for. 0 and "" mean: nothing."""
+
+    machine_type: str
+    vcpus: int
+    memory_mib: int
+    gpus: int
+    gpu_model: str
+
+
+class OfferingView(Model):
+    """Something that the cloud could be asked for, with the size it would have."""
+
+    order: int = Field(description="The place, from 1, in which it is asked for; 0 when it does not do.")
+    type: str
+    zone: str
+    market: Market
+    arch: str
+    vcpus: int
+    memory_mib: int
+    gpus: int
+    gpu_model: str
+    price: float | None = Field(description="For an hour, from CAA_PRICES_FILE; null when not known.")
+    refused: str | None = Field(description="Why it does not do; null when it does.")
+    passed_over: str | None = Field(description="Why the cloud is not asked for it at the moment; null when it is.")
+
+
+class SizingView(Model):
+    """What a pod would get."""
+
+    wanted: Wanted
+    rule: Rule = Field(description="Which of the pod's wishes decides.")
+    rule_text: str = Field(description="The same in a sentence.")
+    ignored: list[str] = Field(description="What the pod asks for that other wishes outweigh.")
+    image: str
+    chosen: OfferingView | None = Field(description="What would be launched; null when nothing would.")
+    refusal: Failure | None = Field(description="Why nothing would be launched.")
+    offerings: list[OfferingView] = Field(description="Those that do, in their order, and then the others.")
+
+
 class Version(Model):
     """The service's own."""
 
@@ -169,6 +221,45 @@ def event_view(event: Event) -> EventView:
     assert event.id is not None  # the ledger gives every stored event one
     return EventView(
         id=event.id, at=event.at, kind=event.kind, message=event.message, attempt=event.attempt, data=event.data
+    )
+
+
+def sizing_view(explained: Explanation) -> SizingView:
+    """An explanation as callers see it."""
+    wanted, chosen, refusal = explained.wanted, explained.chosen, explained.refusal
+    return SizingView(
+        wanted=Wanted(
+            machine_type=wanted.machine_type,
+            vcpus=wanted.vcpus,
+            memory_mib=wanted.memory_mib,
+            gpus=wanted.gpus,
+            gpu_model=wanted.gpu_model,
+        ),
+        rule=wanted.rule,
+        rule_text=RULES[wanted.rule],
+        ignored=list(explained.ignored),
+        image=explained.image,
+        chosen=_offering(chosen) if chosen else None,
+        refusal=Failure(reason=refusal.reason, detail=str(refusal)) if refusal else None,
+        offerings=[_offering(one) for one in explained.considered],
+    )
+
+
+def _offering(one: Considered) -> OfferingView:
+    offering = one.offering
+    return OfferingView(
+        order=one.order,
+        type=offering.instance_type,
+        zone=offering.zone,
+        market=offering.market,
+        arch=offering.arch,
+        vcpus=offering.vcpus,
+        memory_mib=offering.memory_mib,
+        gpus=offering.gpus,
+        gpu_model=offering.gpu_model,
+        price=one.price,
+        refused=one.refused or None,
+        passed_over=one.passed_over or None,
     )
 
 
