@@ -2,13 +2,18 @@
 
 Lists and terminations are made once for all who want them. A call that the cloud refuses as one too many makes every
 caller of that class wait, on every node.
+
+The provider is exchanged when the configuration changes. Every call uses the one that is current when it is made; a
+start asks a view of its own, which keeps the provider of its beginning.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ParamSpec, TypeVar
@@ -16,6 +21,7 @@ from typing import ParamSpec, TypeVar
 from caa.clock import Clock
 from caa.coalesced import Batch, Look
 from caa.errors import UnavailableError
+from caa.inuse import InUse
 from caa.limiter import Limiter
 from caa.threads import Threads
 from providers.base import (
@@ -26,6 +32,7 @@ from providers.base import (
     MissingError,
     Offering,
     OwnerScope,
+    Problem,
     Provider,
     ProviderError,
     ThrottledError,
@@ -59,7 +66,8 @@ class Cloud:
 
     def __init__(self, provider: Provider, scope: OwnerScope, clock: Clock, limiter: Limiter) -> None:
         self.scope = scope
-        self._provider = provider
+        self._providers = InUse(provider, self._retire)
+        self._retired: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._limiter = limiter
         self._threads = Threads(WORKERS, "cloud")
@@ -67,6 +75,40 @@ class Cloud:
         self._endings = Batch(self._terminate, provider.terminate_batch, clock)
         self._waiters: list[_Waiter] = []
         self._watching: asyncio.Task[None] | None = None
+        self._root = self
+
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[Cloud]:
+        """This cloud, asked for offerings and launches by the provider of now whatever is exchanged meanwhile."""
+        with self._providers.use() as provider:
+            view = copy.copy(self)  # all else is shared: threads, queues, the one list, who waits
+            view._providers = InUse(provider, self._retire)
+            yield view
+
+    async def examine(self, provider: Provider) -> list[Problem]:
+        """What is wrong with a provider that may become this cloud's. Raises ProviderError, UnavailableError.
+
+        A check may launch as a dry run, which EC2 counts as a launch; but a check waits in no queue of launches.
+        """
+        account = await self._threads.run(lambda: provider.account)
+        if account != self.account:
+            text = f"would lead to {account}; while the service runs, its VMs are in {self.account}"
+            return [Problem("CLOUD_PROVIDER", text)]
+        await self._limiter.turn(ApiClass.LAUNCH, queued=False)
+        return await self._heeding(ApiClass.LAUNCH, provider.check)
+
+    def exchange(self, provider: Provider) -> None:
+        """From now on this one is asked. The old one is closed when nobody uses it any more."""
+        self._providers.exchange(provider)
+
+    def _retire(self, provider: Provider) -> None:
+        task = asyncio.ensure_future(asyncio.to_thread(provider.close))
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
+
+    @property
+    def _provider(self) -> Provider:
+        return self._providers.current
 
     @property
     def account(self) -> str:
@@ -99,7 +141,8 @@ class Cloud:
 
     async def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for."""
-        return await self._threads.run(self._provider.offerings)
+        with self._providers.use() as provider:
+            return await self._threads.run(provider.offerings)
 
     async def launch_turn(self) -> None:
         """Wait until one launch may be asked for."""
@@ -107,7 +150,8 @@ class Cloud:
 
     async def launch(self, request: LaunchRequest) -> Instance:
         """Ask for an instance, in one's turn; returns when the cloud accepted."""
-        return await self._heeding(ApiClass.LAUNCH, self._provider.launch, request)
+        with self._providers.use() as provider:
+            return await self._heeding(ApiClass.LAUNCH, provider.launch, request)
 
     async def instances(self) -> list[Instance]:
         """Every instance of this node, seen after this call began."""
@@ -138,7 +182,8 @@ class Cloud:
                 await self.terminate(instance.id)
         if not made:
             self._check_lag(given_up_at, f"no instance of the launch {request.name!r} is listed")
-            await self._threads.run(self._provider.discard, request)
+            with self._providers.use() as provider:
+                await self._threads.run(provider.discard, request)
 
     async def address(self, instance: Instance) -> Instance:
         """Wait until the instance has an address, or is dead."""
@@ -159,15 +204,19 @@ class Cloud:
         self._listing.close()
         await self._endings.close()
         await self._threads.close()
+        if self._retired:
+            await asyncio.wait(self._retired)
         self._provider.close()
 
     async def _list(self) -> list[Instance]:
         await self._limiter.turn(ApiClass.LIST)
-        return await self._heeding(ApiClass.LIST, self._provider.instances, self.scope)
+        with self._providers.use() as provider:
+            return await self._heeding(ApiClass.LIST, provider.instances, self.scope)
 
     async def _terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
         await self._limiter.turn(ApiClass.TERMINATE)
-        failed = await self._heeding(ApiClass.TERMINATE, self._provider.terminate, instance_ids)
+        with self._providers.use() as provider:
+            failed = await self._heeding(ApiClass.TERMINATE, provider.terminate, instance_ids)
         throttled = next((error for error in failed.values() if isinstance(error, ThrottledError)), None)
         if throttled:
             await self._limiter.refused(ApiClass.TERMINATE, throttled.retry_after)
@@ -192,8 +241,9 @@ class Cloud:
     async def _wait(self, instance_id: str, wanted: Callable[[Instance | None], bool]) -> Instance | None:
         waiter = _Waiter(instance_id, wanted, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
-        if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch())
+        root = self._root
+        if root._watching is None or root._watching.done():
+            root._watching = asyncio.create_task(root._watch())
         try:
             return await waiter.future
         finally:

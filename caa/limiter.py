@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
@@ -37,12 +38,15 @@ class Limiter:
         # In the order of their coming; only the first of them asks the ledger, however many wait.
         self._queues = {api: asyncio.Lock() for api in ApiClass}
 
-    async def turn(self, api: ApiClass) -> None:
-        """Wait until one call of this class may be made. Raises UnavailableError when the ledger cannot be used."""
+    async def turn(self, api: ApiClass, *, queued: bool = True) -> None:
+        """Wait until one call of this class may be made. Raises UnavailableError when the ledger cannot be used.
+
+        Who is not `queued` waits for a token beside the first of the queue, not behind the last.
+        """
         rate = self._limits.get(api)
         if rate is None:
             return
-        async with self._queues[api]:
+        async with self._queues[api] if queued else contextlib.nullcontext():
             while wait := await self._threads.run(self._buckets.take_token, self._name(api), rate, self._clock.now()):
                 await self._clock.sleep(min(wait, LONGEST_SLEEP))
 

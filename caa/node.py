@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,9 +18,10 @@ from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
 from caa.pki import NodeKeys
 from caa.sandbox import Event
+from caa.settings import Settings
 from caa.sizing import Policy
 from caa.tunnels import Tunnels
-from providers.base import OwnerScope
+from providers.base import OwnerScope, Provider
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -37,6 +39,13 @@ class AgentTls:
     profile: TlsProfile
 
 
+@dataclass(slots=True)
+class Current:
+    """The settings that hold now; exchanged as a whole when the configuration changes."""
+
+    settings: Settings
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """This worker node: its identity, its ledger, its cloud, its proxy."""
@@ -51,17 +60,44 @@ class Node:
     tls: AgentTls
     pods_dir: Path
     forwarder_port: int
-    proxy_timeout: float  # seconds
-    initdata: str = ""  # base64(gzip(toml)) for pods that bring none
-    scratch_space: bool = False
-    images: tuple[str, ...] = ()  # that pods may name
+    current: Current
     prices: Mapping[tuple[str, str], float] = field(default_factory=dict)  # see caa.sizing.Policy
-    limit: int = -1  # of pod VMs at once; below 0 there is none
+
+    @property
+    def proxy_timeout(self) -> float:
+        """Seconds until a new pod VM's agent must have answered."""
+        return self.current.settings.proxy_timeout
+
+    @property
+    def initdata(self) -> str:
+        """base64(gzip(toml)) for pods that bring none; "" is none."""
+        return self.current.settings.initdata
+
+    @property
+    def scratch_space(self) -> bool:
+        """Whether pod VMs are told to use an encrypted scratch space."""
+        return self.current.settings.enable_scratch_space
+
+    @property
+    def limit(self) -> int:
+        """How many pod VMs this node may have at once; below 0 there is no limit."""
+        return self.current.settings.limit_per_node
 
     @property
     def policy(self) -> Policy:
         """What the configuration says of every pod's size and image."""
-        return Policy(self.cloud.default_type, self.cloud.default_image, self.images, self.prices)
+        return Policy(self.cloud.default_type, self.cloud.default_image, self.current.settings.images, self.prices)
+
+    @contextlib.contextmanager
+    def unchanging(self) -> Iterator[Node]:
+        """This node as it is configured now, whole, whatever is reconfigured meanwhile."""
+        with self.cloud.unchanging() as cloud:
+            yield replace(self, cloud=cloud, current=Current(self.current.settings))
+
+    def reconfigure(self, settings: Settings, provider: Provider) -> None:
+        """Exchange both at once: nobody sees the one without the other."""
+        self.cloud.exchange(provider)
+        self.current.settings = settings
 
     async def db(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A ledger call in a thread. Never abandoned half-way: a cancelled caller knows it was written or not.

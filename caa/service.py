@@ -15,11 +15,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 import caa
-from caa import settings as configuration
+from caa import configuring
 from caa.agentproxy.control import ProxyControl
 from caa.agentproxy.spawn import ensure_proxy
 from caa.api.hypervisor import hypervisor_service
@@ -31,36 +31,48 @@ from caa.clock import SystemClock
 from caa.cloud import Cloud
 from caa.ending import Ending
 from caa.guestconfig import TlsProfile
+from caa.knownkeys import Suspect, suspects
 from caa.ledger import Ledger, LedgerError, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
 from caa.lifecycle import Lifecycle
 from caa.limiter import Limiter
 from caa.logs import set_up_logging
-from caa.node import AgentTls, Node
+from caa.node import AgentTls, Current, Node
 from caa.pki import NodeKeys
 from caa.prices import Prices, read_prices
 from caa.reconciler import Reconciler
+from caa.reload import Reload
 from caa.settings import Settings
+from caa.sources import Merged, Sources
 from caa.starting import Starting
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
 from imagebuilder.ensure import ensure_image
 from imagebuilder.tools import BuildError
-from providers import registry
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
 log = logging.getLogger(__name__)
 
 
-def run(environ: Mapping[str, str]) -> int:
-    """Serve until told to stop. Returns the process's exit code; what is wrong goes to stderr, key by key."""
+def run(environ: MutableMapping[str, str]) -> int:
+    """Serve until told to stop. Returns the process's exit code; what is wrong goes to stderr, key by key.
+
+    `environ` is the process's own: it gets the mounted keys that the cloud's SDK reads there.
+    """
+    misspelt: Iterable[Suspect] = ()
     try:
-        settings = configuration.load(environ)
-        set_up_logging(settings.log_format, settings.log_level)
-        asyncio.run(_serve(settings, environ))
+        sources = Sources(environ)
+        merged = sources.read()
+        misspelt = suspects(merged.sources, configuring.known_names())
+        configuring.hand_to_sdk(merged, environ)
+        configured = configuring.build(merged.values)
+        set_up_logging(configured.settings.log_format, configured.settings.log_level)
+        asyncio.run(_serve(configured, sources, merged))
     except (ConfigError, OSError) as error:
         for line in str(error).splitlines():
             print(f"caa: {line}", file=sys.stderr)
+        for suspect in misspelt:  # one of them may be why
+            print(f"caa: warning: {suspect}", file=sys.stderr)
         return 1
     return 0
 
@@ -84,13 +96,14 @@ class Health:
         return list(self.waiting_for)
 
 
-async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
+async def _serve(configured: configuring.Configured, sources: Sources, merged: Merged) -> None:
+    settings = configured.settings
     prices = read_prices(settings.prices_file)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_only_one(settings.state_dir))
         ledger = _open_ledger(settings)
         stack.callback(ledger.close)
-        provider = await _open_provider(settings, environ)
+        provider = await _checked(configured, merged.values)
         ledger_threads = LedgerThreads()
         stack.push_async_callback(ledger_threads.close)
         clock = SystemClock()
@@ -109,7 +122,8 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
         lifecycle = Lifecycle(node, Starting(node, ending, end_other), ending)
         stack.push_async_callback(lifecycle.close)
         health = Health()
-        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health))
+        reload = Reload(sources, merged, node)
+        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload))
         await ensure_proxy(settings.run_dir, settings.state_dir)
         reconciler = Reconciler(
             node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
@@ -121,8 +135,8 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
         gc.freeze()
         health.waiting_for.clear()
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
-        rounds = asyncio.create_task(reconciler.run())
-        stack.callback(rounds.cancel)
+        for endless in (reconciler.run(), reload.run()):
+            stack.callback(asyncio.create_task(endless).cancel)
         await _told_to_stop()
         health.waiting_for.append("the service is stopping")
 
@@ -149,8 +163,9 @@ def _open_ledger(settings: Settings) -> Ledger:
         raise ConfigError([Problem("CAA_LEDGER_URL", str(error))]) from error
 
 
-async def _open_provider(settings: Settings, environ: Mapping[str, str]) -> Provider:
-    provider = registry.load(settings.cloud_provider, environ)
+async def _checked(configured: configuring.Configured, environ: Mapping[str, str]) -> Provider:
+    """The provider, when the cloud has what the configuration names. Raises ConfigError."""
+    settings, provider = configured.settings, configured.provider
     try:
         problems = await asyncio.to_thread(provider.check)
         if problems and all(problem.image_missing for problem in problems):
@@ -210,20 +225,18 @@ def _node(
         tls=tls,
         pods_dir=settings.pods_dir,
         forwarder_port=settings.forwarder_port,
-        proxy_timeout=settings.proxy_timeout,
-        initdata=settings.initdata,
-        scratch_space=settings.enable_scratch_space,
-        images=settings.images,
+        current=Current(settings),
         prices=prices,
-        limit=settings.limit_per_node,
     )
 
 
 @contextlib.asynccontextmanager
-async def _doors(settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health) -> AsyncIterator[None]:
+async def _doors(
+    settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health, reload: Reload
+) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health), settings)
+    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload), settings)
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

@@ -1,7 +1,7 @@
 """The service's own keys: `peer-pods-cm` and `peer-pods-secret` as environment -> typed, checked settings.
 
-The keys of each cloud are read by its provider. Here are the keys the incumbent has for all clouds, under its names,
-and the `CAA_` keys, which are new.
+They may be files, too (`caa.sources`). The keys of each cloud are read by its provider. Here are the keys the incumbent
+has for all clouds, under its names, and the `CAA_` keys, which are new.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -124,6 +124,19 @@ _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 class Settings(Keys):
     """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
 
+    secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "INITDATA"})
+
+    config_dir: AbsolutePath | None = Field(
+        None,
+        alias="CAA_CONFIG_DIR",
+        description="Directory with a file for each key, as Kubernetes mounts a ConfigMap; over all else. Changes in "
+        "it are taken over by the running service. Of the environment only.",
+    )
+    secret_dir: AbsolutePath | None = Field(
+        None,
+        alias="CAA_SECRET_DIR",
+        description="The same for a Secret; over the environment, below CAA_CONFIG_DIR. Of the environment only.",
+    )
     cloud_provider: str = Field(
         alias="CLOUD_PROVIDER",
         pattern=r"^[a-z][a-z0-9-]*$",
@@ -305,12 +318,28 @@ class Settings(Keys):
         )
 
 
+# What each start takes from the configuration that holds when it begins. Sockets, directories, certificates, tunnels
+# and names belong to the process and to what is running; a new key is among those unless it is named here.
+LIVE_KEYS = frozenset(
+    {
+        "PROXY_TIMEOUT",
+        "INITDATA",
+        "ENABLE_SCRATCH_SPACE",
+        "CAA_LOG_FORMAT",
+        "CAA_LOG_LEVEL",
+        "PEERPODS_LIMIT_PER_NODE",
+        "PODVM_IMAGES",
+    }
+)
+Settings.needs_restart = frozenset(str(field.alias) for field in Settings.model_fields.values()) - LIVE_KEYS
+
+
 def load(environ: Mapping[str, str]) -> Settings:
     """Read and check everything. Raises ConfigError with every problem, each naming its key.
 
     Keys are first read one by one; how they go together is only checked when each is right.
     """
-    settings = read_keys(Settings, _derived(environ) | {k: v for k, v in environ.items() if v.strip()})
+    settings = read_keys(Settings, derived(environ) | {k: v for k, v in environ.items() if v.strip()})
     problems = list(_contradictions(settings))
     if problems:
         raise ConfigError(problems)
@@ -319,7 +348,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def ledger_url(environ: Mapping[str, str]) -> str:
     """The ledger's URL alone, for commands that need nothing else to be configured. Raises ConfigError."""
-    url = environ.get("CAA_LEDGER_URL", "").strip() or _derived(environ)["CAA_LEDGER_URL"]
+    url = environ.get("CAA_LEDGER_URL", "").strip() or derived(environ)["CAA_LEDGER_URL"]
     problems = list(_ledger_problems(url))
     if problems:
         raise ConfigError(problems)
@@ -328,10 +357,10 @@ def ledger_url(environ: Mapping[str, str]) -> str:
 
 def api_socket(environ: Mapping[str, str]) -> str:
     """The path of the REST interface's unix socket, for its clients."""
-    return environ.get("CAA_API_SOCKET", "").strip() or _derived(environ)["CAA_API_SOCKET"]
+    return environ.get("CAA_API_SOCKET", "").strip() or derived(environ)["CAA_API_SOCKET"]
 
 
-def _derived(environ: Mapping[str, str]) -> dict[str, str]:
+def derived(environ: Mapping[str, str]) -> dict[str, str]:
     """Defaults that follow from CAA_STATE_DIR and CAA_RUN_DIR; from a bad one nothing follows, so it is one problem."""
     state, run = (
         Path(given) if (given := environ.get(key, "").strip()).startswith("/") else default

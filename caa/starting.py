@@ -72,7 +72,7 @@ Notify = Callable[[], Awaitable[None]]
 
 
 class Starting:
-    """Takes sandboxes of this node from created to running."""
+    """Takes sandboxes of this node from created to running, each with the configuration of its beginning."""
 
     def __init__(self, node: Node, ending: Ending, end_other: Callable[[str, str, str], Awaitable[None]]) -> None:
         self._node = node
@@ -83,7 +83,8 @@ class Starting:
         """Start the sandbox, or begin its end and raise why. Also continues a start that a restart cut off."""
         with about(sandbox_id):
             try:
-                return await self._run(sandbox_id, notify)
+                with self._node.unchanging() as node:
+                    return await Starting(node, self._ending, self._end_other)._run(sandbox_id, notify)
             except Exception as error:
                 failed = self._failure(error)
                 if failed.reason == "Internal":

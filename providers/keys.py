@@ -1,6 +1,6 @@
 """How configuration keys are read: one pydantic model per subject, one alias per key, every error at once.
 
-Keys arrive as environment variables (on Kubernetes from `peer-pods-cm` and `peer-pods-secret` by envFrom).
+Keys arrive as one mapping, whether they were environment variables or files of a mounted ConfigMap or Secret.
 An empty value counts as unset, as the incumbent has it, for ConfigMaps list keys with empty values.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
 
@@ -55,6 +55,13 @@ Secret = SecretStr
 class Keys(BaseModel):
     """Base of every set of keys. Each field's alias is its key; its description is its documentation."""
 
+    needs_restart: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are read once, when the service starts. A change of any other applies from the next sandbox on."""
+    secret: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose values may hold a secret, though their fields are plain text."""
+    of_sdk: ClassVar[Mapping[str, str]] = {}
+    """Keys that the cloud's SDK reads by itself from the process's environment, once: name -> description."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, validate_default=True)
 
 
@@ -76,6 +83,9 @@ def _problem(model: type[Keys], detail: Any) -> Problem:
     field = next((f for name, f in model.model_fields.items() if key in (f.alias, name)), None)
     if detail["type"] == "missing":
         return Problem(key, f"is required. {field.description if field and field.description else ''}".strip())
-    secret = field is None or "SecretStr" in str(field.annotation)
+    # A URL without a user has no password either.
+    secret = (
+        field is None or "SecretStr" in str(field.annotation) or (key in model.secret and "@" in str(detail["input"]))
+    )
     shown = "" if secret else f"{detail['input']!r} is not allowed: "
     return Problem(key, shown + str(detail["msg"]).removeprefix("Value error, "))

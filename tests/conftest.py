@@ -23,13 +23,12 @@ LANES = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put each test into its lane."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        lane = next((lane for lane, places in LANES.items() if path.startswith(places)), "")
-        if lane:
-            item.add_marker(pytest.mark.xdist_group(lane))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Put each test into its lane, before xdist looks for it."""
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    lane = next((lane for lane, places in LANES.items() if path.startswith(places)), "")
+    if lane:
+        item.add_marker(pytest.mark.xdist_group(lane))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -35,6 +35,7 @@ MODULES = {
     "explain": ("caa.cli.explain", "which instance a pod would get, and why not another one"),
     "image": ("caa.cli.image", "the image that pod VMs boot"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
+    "config": ("caa.cli.config", "check, show and describe the configuration"),
 }
 COMMANDS = {
     "serve": "run the service of this worker node",
@@ -83,15 +84,17 @@ def _run(args: argparse.Namespace) -> int:
         case "proxy":
             from caa.agentproxy.main import run as run_proxy
 
-            run_dir, state_dir = _directory("CAA_RUN_DIR", "/run/peerpod"), _directory("CAA_STATE_DIR", "/var/lib/caa")
-            return run_proxy(run_dir, state_dir)
+            environ = _environment()
+            run_dir = _directory(environ, "CAA_RUN_DIR", "/run/peerpod")
+            return run_proxy(run_dir, _directory(environ, "CAA_STATE_DIR", "/var/lib/caa"))
         case "version":
             import caa
 
             print(caa.__version__)
             return 0
         case name:
-            return _module(name).run(args, os.environ)
+            # The command that tells what is wrong with the configuration must not end because of it.
+            return _module(name).run(args, os.environ if name == "config" else _environment())
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -108,9 +111,20 @@ def _module(name: str) -> Command:
     return cast(Command, importlib.import_module(MODULES[name][0]))
 
 
-def _directory(key: str, default: str) -> str:
+def _environment() -> dict[str, str]:
+    """The process's environment with the mounted directories over it."""
+    from caa.sources import environment
+    from providers.base import ConfigError
+
+    try:
+        return environment(os.environ)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def _directory(environ: Mapping[str, str], key: str, default: str) -> str:
     """Read without `caa.settings`, whose libraries the proxy does not carry; by the same rules."""
-    value = os.environ.get(key, "").strip() or default
+    value = environ.get(key, "").strip() or default
     if not value.startswith("/"):
         fail(f"{key}: {value!r} is not allowed: must be an absolute path")
     return value

@@ -45,7 +45,7 @@ LIMITS: Mapping[ApiClass, Rate] = {
     ApiClass.TERMINATE: Rate(100, 5),
     ApiClass.LIST: Rate(100, 20),
 }
-# New types and zones appear a few times a year; a mistake in the configuration is corrected with a restart.
+# New types and zones appear a few times a year; a changed configuration makes a new provider.
 OFFERINGS_SECONDS = 600.0
 # The most that one page may have.
 PAGE = 1000
@@ -119,7 +119,7 @@ class AwsProvider:
     def launch(self, request: LaunchRequest) -> Instance:
         """One RunInstances. A refusal for good is told only when no earlier call of the same request came through.
 
-        The earlier call may have been made under another configuration (a ConfigMap that changed during a restart),
+        The earlier call may have been made under another configuration (a ConfigMap that changed since),
         which EC2 answers with IdempotentParameterMismatch, or with an image that is gone by now. Its instance is the
         one that was asked for, and is returned. An instance that was terminated meanwhile is returned as terminating.
         """

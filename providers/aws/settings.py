@@ -7,7 +7,8 @@ profile. Where the APIs are is boto's AWS_ENDPOINT_URL.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -74,6 +75,23 @@ def _types(values: tuple[str, ...]) -> tuple[str, ...]:
 
 class AwsKeys(Keys):
     """Everything the AWS provider reads."""
+
+    # The region is where running VMs are; the other decides by which address they are found and reached.
+    needs_restart: ClassVar[frozenset[str]] = frozenset({"AWS_REGION", "USE_PUBLIC_IP"})
+    of_sdk: ClassVar[Mapping[str, str]] = {
+        "AWS_ROLE_ARN": "IAM role to take on, together with AWS_WEB_IDENTITY_TOKEN_FILE.",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "File with the token that AWS_ROLE_ARN is taken on with; read again when used.",
+        "AWS_ROLE_SESSION_NAME": "How AWS's audit trail names the session of AWS_ROLE_ARN.",
+        "AWS_DEFAULT_REGION": "Region where AWS_REGION is not set.",
+        "AWS_ENDPOINT_URL": "Where all AWS APIs are, instead of at AWS.",
+        "AWS_ENDPOINT_URL_EC2": "Where the EC2 API is.",
+        "AWS_ENDPOINT_URL_STS": "Where the STS API is.",
+        "AWS_CONFIG_FILE": "AWS's shared configuration file.",
+        "AWS_SHARED_CREDENTIALS_FILE": "AWS's shared credentials file.",
+        "AWS_CA_BUNDLE": "CA certificates that the APIs' certificates are checked with, PEM.",
+        "AWS_USE_FIPS_ENDPOINT": "true: use the APIs' FIPS addresses.",
+        "AWS_USE_DUALSTACK_ENDPOINT": "true: use API addresses that have IPv6, too.",
+    }
 
     access_key_id: SecretStr = Field(
         SecretStr(""), alias="AWS_ACCESS_KEY_ID", description="Static credentials, together with AWS_SECRET_ACCESS_KEY."
@@ -173,3 +191,6 @@ class AwsKeys(Keys):
             "spot": (Market.SPOT,),
             "spot-then-on-demand": (Market.SPOT, Market.ON_DEMAND),
         }[self.market]
+
+
+KEYS = AwsKeys

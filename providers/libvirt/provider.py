@@ -66,6 +66,29 @@ _STATES = {
 }
 
 
+class _KeyedLock:
+    """A lock per instance id, forgotten when nobody holds or awaits it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._users: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, key: str) -> Iterator[None]:
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+            self._users[key] += 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._users[key], self._locks[key]
+
+
 def create(environ: Mapping[str, str]) -> LibvirtProvider:
     """Build the provider from its keys. Raises ConfigError. Nothing is asked of libvirt yet."""
     return LibvirtProvider(read_keys(LibvirtKeys, environ))
@@ -81,15 +104,17 @@ class LibvirtProvider:
     limits: Mapping[ApiClass, Rate] = MappingProxyType({})  # a local daemon counts nobody's calls
     user_data_limit = 256 << 10  # an ISO holds any size; our guest reads no more than this
 
+    # Shared by all providers of the process: one that was exchanged for another may have a launch under way still.
+    _busy = _KeyedLock()
+    # libvirt reads the whole pool anew after each upload, and may then miss a volume that is just being made.
+    _pool_lock = threading.Lock()
+
     def __init__(self, keys: LibvirtKeys, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._keys = keys
         self._clock = clock
         self._connections = Connections(keys)
         self._host: Host | None = None
         self._records: dict[str, Record | None] = {}  # by UUID; None: not ours
-        self._busy = _KeyedLock()
-        # libvirt reads the whole pool anew after each upload, and may then miss a volume that is just being made.
-        self._pool_lock = threading.Lock()
 
     @property
     def account(self) -> str:
@@ -390,26 +415,3 @@ def _ignoring(call: Callable[[], object], *codes: int) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in codes:
             raise
-
-
-class _KeyedLock:
-    """A lock per instance id, forgotten when nobody holds or awaits it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
-        self._users: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        with self._guard:
-            lock = self._locks.setdefault(key, threading.Lock())
-            self._users[key] += 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                self._users[key] -= 1
-                if not self._users[key]:
-                    del self._users[key], self._locks[key]

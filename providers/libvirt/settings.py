@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -38,6 +38,10 @@ ObjectName = Annotated[str, AfterValidator(_object_name)]
 
 class LibvirtKeys(Keys):
     """Everything the libvirt provider reads."""
+
+    # Where running VMs are, where the left-overs of launches are looked for, and whose leases give addresses.
+    needs_restart: ClassVar[frozenset[str]] = frozenset({"LIBVIRT_URI", "LIBVIRT_POOL", "LIBVIRT_NET"})
+    secret: ClassVar[frozenset[str]] = frozenset({"LIBVIRT_URI"})
 
     uri: Annotated[str, AfterValidator(_uri)] = Field(
         "qemu+ssh://root@192.168.122.1/system?no_verify=1",
@@ -96,3 +100,6 @@ def shown_uri(uri: str) -> str:
 def is_local(uri: str) -> bool:
     """Whether libvirt runs where this process runs (so that its file system can be looked at)."""
     return not urlsplit(uri).netloc
+
+
+KEYS = LibvirtKeys

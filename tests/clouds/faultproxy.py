@@ -118,6 +118,7 @@ class Record:
     status: int | None = None  # of the backend's reply; None if it never saw the request
     at: float = 0.0  # time.monotonic() when it had arrived whole
     body: bytes = field(default=b"", repr=False)
+    key_id: str = ""  # of the credentials that it was signed with, as AWS has it
 
 
 @dataclass
@@ -311,6 +312,8 @@ class _Client:
 
     async def _exchange(self, request: h11.Request, body: bytes) -> None:
         exchange, record, rules = self.proxy._begin(request.method.decode(), request.target.decode(), body)
+        signature = dict(request.headers).get(b"authorization", b"").decode()
+        record.key_id = signature.partition("Credential=")[2].partition("/")[0]
         reply: _Reply | None = None
         before = rules.get(Phase.BEFORE)
         if before is not None:

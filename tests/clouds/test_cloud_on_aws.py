@@ -240,3 +240,57 @@ def test_calls_stay_within_what_ec2_takes(lab: Lab, service: Service) -> None:
     service.run(provider, use)
     assert lab.account.emulator.counters()["errors"] == {}
     assert service.clock.monotonic() == pytest.approx(10)
+
+
+# The provider is exchanged
+
+
+def test_a_view_keeps_its_provider_while_all_others_get_the_new_one(lab: Lab, service: Service) -> None:
+    old, new = lab.provider(TAGS="age=old"), lab.provider(TAGS="age=new", PODVM_INSTANCE_TYPE="m6a.xlarge")
+
+    async def use(cloud: Cloud) -> None:
+        with cloud.unchanging() as view:
+            cloud.exchange(new)
+            assert {o.instance_type for o in await view.offerings()} == {"m6a.large"}
+            assert {o.instance_type for o in await cloud.offerings()} == {"m6a.xlarge"}
+            kept, changed = lab.request(), lab.request()
+            made = [await view.launch(kept), await cloud.launch(changed)]
+        # Both are seen, and can be ended, by whichever provider there is.
+        assert {one.id for one in await cloud.instances()} == {one.id for one in made}
+        assert [tags_of(lab, one.id)["age"] for one in made] == ["old", "new"]
+        for one in made:
+            await cloud.terminate(one.id)
+
+    service.run(old, use)
+
+
+def test_a_repeat_of_a_launch_under_another_configuration_is_the_same_instance(lab: Lab, service: Service) -> None:
+    old, new, request = lab.provider(TAGS="age=old"), lab.provider(TAGS="age=new"), lab.request()
+
+    async def use(cloud: Cloud) -> None:
+        made = await cloud.launch(request)
+        cloud.exchange(new)
+        assert (await cloud.launch(request)).id == made.id
+        assert tags_of(lab, made.id)["age"] == "old"
+
+    service.run(old, use)
+    assert len(lab.ids()) == 1
+
+
+def test_an_examination_tells_problems_and_refuses_another_account(lab: Lab, service: Service) -> None:
+    here = lab.provider()
+    bad = lab.provider(PODVM_INSTANCE_TYPE="zz9.large")
+    elsewhere = lab.provider(AWS_REGION="us-west-2")  # as AWS_PROFILE may lead to
+
+    async def use(cloud: Cloud) -> None:
+        assert await cloud.examine(here) == []
+        assert [problem.key for problem in await cloud.examine(bad)] == ["PODVM_INSTANCE_TYPE"]
+        (problem,) = await cloud.examine(elsewhere)
+        assert "aws/us-west-2" in problem.message
+
+    service.run(here, use)
+
+
+def tags_of(lab: Lab, instance_id: str) -> dict[str, str]:
+    found = lab.account.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+    return {tag["Key"]: tag["Value"] for tag in found["Tags"]}

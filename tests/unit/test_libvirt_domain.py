@@ -189,5 +189,8 @@ def test_every_bad_key_is_named_at_once() -> None:
 def test_a_password_in_the_uri_is_never_shown() -> None:
     assert shown_uri("qemu+ssh://root:secret@h:22/system?no_verify=1") == "qemu+ssh://root@h:22/system?no_verify=1"
     assert shown_uri("qemu:///system") == "qemu:///system"
+    with pytest.raises(ConfigError) as caught:
+        keys(LIBVIRT_URI="quemu+ssh://root:secret@h/system")
+    assert "secret" not in str(caught.value)
     assert is_local("qemu+unix:///system")
     assert not is_local("qemu+ssh://h/system")

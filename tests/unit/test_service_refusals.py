@@ -70,6 +70,20 @@ def test_several_wrong_keys_are_told_at_once(directory: Path) -> None:
     assert "FORWARDER_PORT: '99999'" in said
 
 
+def test_a_misspelt_key_is_told_beside_what_is_wrong_because_of_it(directory: Path) -> None:
+    code, said = serve(directory, CLOUD_PROVIDER="aws", PODVM_AMIID="ami-1")
+    assert code == 1
+    assert "PODVM_AMI_ID: is required" in said
+    assert "PODVM_AMIID (environment) is no key of this service and has no effect; did you mean PODVM_AMI_ID?" in said
+
+
+def test_a_directory_of_keys_that_is_not_mounted_is_named(directory: Path) -> None:
+    code, said = serve(directory, CAA_CONFIG_DIR="/run/not-mounted", PROXY_TIMEOUT="soon")
+    assert code == 1
+    assert "CAA_CONFIG_DIR: '/run/not-mounted' cannot be read" in said
+    assert nothing_runs_or_listens(directory)
+
+
 def test_a_missing_base_volume_that_cannot_be_built_is_named_with_the_reason(
     directory: Path, lab: dict[str, str]
 ) -> None:

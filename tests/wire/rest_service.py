@@ -23,6 +23,7 @@ from caa.api.rest.server import RestServer
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
 from caa.explain import Explanation, explain
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
+from caa.reload import Status
 from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, SandboxState, attempt_token
 from caa.settings import Settings, load
 from caa.sizing import Policy, requirements
@@ -165,7 +166,9 @@ class Service:
         self.ledger = ledger
         self.lifecycle = LedgerLifecycle(ledger, settings.pods_dir)
         self.health = SwitchableHealth()
-        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health)
+        self.status = Status(1, BORN, ())
+        """Of the configuration; a test may exchange it."""
+        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self)
         self.rest = RestServer(self.app, settings)
 
     @property

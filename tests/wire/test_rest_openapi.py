@@ -59,6 +59,7 @@ def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None
         "deleteSandbox",
         "explainSizing",
         "getVersion",
+        "getConfigStatus",
         "live",
         "ready",
         "started",

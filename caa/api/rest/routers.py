@@ -106,7 +106,7 @@ class Health(Protocol):
         ...
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for its description."""
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     described = {
@@ -145,7 +145,7 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
         responses={
             201: {"description": "The sandbox was recorded."},
             200: {"description": "The sandbox was there already.", "model": SandboxView},
-            **_errors(400, 401, 409, 422, 503),
+            **errors(400, 401, 409, 422, 503),
         },
     )
     async def create(new: NewSandbox, response: Response) -> SandboxView:
@@ -161,7 +161,7 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
             response.headers["Location"] = f"/v1/sandboxes/{new.id}"
             return sandbox_view(await known(new.id))
 
-    @router.get("", operation_id="listSandboxes", responses=_errors(400, 401, 422, 503))
+    @router.get("", operation_id="listSandboxes", responses=errors(400, 401, 422, 503))
     async def list_sandboxes(
         state: Annotated[list[SandboxState] | None, Query(description="May be given more than once.")] = None,
         namespace: Annotated[str | None, Query(description="The pod's namespace.")] = None,
@@ -185,12 +185,12 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
             next_cursor=cursor_text(page[-1].sandbox) if len(found) > limit else None,
         )
 
-    @router.get("/{id}", operation_id="getSandbox", responses=_errors(401, 404, 422, 503))
+    @router.get("/{id}", operation_id="getSandbox", responses=errors(401, 404, 422, 503))
     async def show(sandbox_id: KnownId) -> SandboxView:
         """One sandbox."""
         return sandbox_view(await known(sandbox_id))
 
-    @router.get("/{id}/events", operation_id="listSandboxEvents", responses=_errors(401, 404, 422, 503))
+    @router.get("/{id}/events", operation_id="listSandboxEvents", responses=errors(401, 404, 422, 503))
     async def events(
         sandbox_id: KnownId,
         after: Annotated[int, Query(ge=0, le=2**63 - 1, description="The id of the last event seen.")] = 0,
@@ -202,7 +202,7 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
         views = [event_view(event) for event in found]
         return EventPage(events=views, next_after=views[-1].id if views else after)
 
-    @router.post("/{id}/start", operation_id="startSandbox", responses=_errors(401, 404, 409, 422, 502, 503, 504))
+    @router.post("/{id}/start", operation_id="startSandbox", responses=errors(401, 404, 409, 422, 502, 503, 504))
     async def start(
         request: Request,
         sandbox_id: KnownId,
@@ -219,7 +219,7 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
             await _while_connected(request, lifecycle, sandbox_id, timeout)
             return sandbox_view(await known(sandbox_id))
 
-    @router.post("/{id}/stop", operation_id="stopSandbox", responses=_errors(401, 422, 503))
+    @router.post("/{id}/stop", operation_id="stopSandbox", responses=errors(401, 422, 503))
     async def stop(sandbox_id: KnownId) -> Stopped:
         """Begin the sandbox's end; the service finishes it, whoever is still listening. Safe to repeat.
 
@@ -234,7 +234,7 @@ def sandbox_router(lifecycle: Lifecycle, reader: Reader) -> APIRouter:
         responses={
             202: {"description": "The sandbox's end has begun."},
             204: {"description": "Nothing is left of it, or there never was such a sandbox."},
-            **_errors(401, 422, 503),
+            **errors(401, 422, 503),
         },
         response_model=Stopped,
     )
@@ -250,7 +250,7 @@ def sizing_router(lifecycle: Lifecycle) -> APIRouter:
     """Which instance a pod would get."""
     router = APIRouter(prefix="/v1/sizing", tags=["sizing"])
 
-    @router.post("/explain", operation_id="explainSizing", responses=_errors(400, 401, 422, 503))
+    @router.post("/explain", operation_id="explainSizing", responses=errors(400, 401, 422, 503))
     async def explain(pod: PodToSize) -> SizingView:
         """What a pod with these annotations would get if it were started now, and why not something else.
 
@@ -265,23 +265,23 @@ def health_router(health: Health) -> APIRouter:
     """The service's own version and how it is. Health is told to anybody, so that an orchestrator needs no token."""
     router = APIRouter(tags=["service"])
 
-    @router.get("/v1/version", operation_id="getVersion", responses=_errors(401))
+    @router.get("/v1/version", operation_id="getVersion", responses=errors(401))
     async def version() -> Version:
         """The service's version."""
         return Version(version=caa.__version__)
 
-    @router.get("/livez", operation_id="live", response_model=Healthy, responses=_errors(503))
+    @router.get("/livez", operation_id="live", response_model=Healthy, responses=errors(503))
     async def live() -> Healthy | Response:
         """Whether the process works at all."""
         return Healthy() if health.live() else _unwell("not-live", ["the service does not work"])
 
-    @router.get("/readyz", operation_id="ready", response_model=Healthy, responses=_errors(503))
+    @router.get("/readyz", operation_id="ready", response_model=Healthy, responses=errors(503))
     async def ready() -> Healthy | Response:
         """Whether the service takes calls now."""
         reasons = health.ready()
         return _unwell("not-ready", reasons) if reasons else Healthy()
 
-    @router.get("/startupz", operation_id="started", response_model=Healthy, responses=_errors(503))
+    @router.get("/startupz", operation_id="started", response_model=Healthy, responses=errors(503))
     async def started() -> Healthy | Response:
         """Whether the service has finished starting."""
         return Healthy() if health.started() else _unwell("not-started", ["the service is starting"])
