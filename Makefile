@@ -28,7 +28,7 @@ serve: lab ## the service on this machine's libvirt, in the foreground
 
 test: lint lab ## everything, with the count at the end
 	@$(call install,$(TEST_PACKAGES))
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 soak: lab ## the long fault runs
 	CAA_SOAK=1 $(BIN)/pytest tests/faults

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.lab.service import ServiceProcess
 
@@ -23,12 +25,18 @@ LANES = {
 }
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put each test into its lane, before xdist looks for it."""
-    path = item.path.relative_to(Path(__file__).parent).as_posix()
-    lane = next((lane for lane, places in LANES.items() if path.startswith(places)), "")
-    if lane:
-        item.add_marker(pytest.mark.xdist_group(lane))
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]
+    """Of one lane, or else one file, all tests go to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        inside = path.removeprefix(f"{Path(__file__).parent.name}/")
+        return next((lane for lane, places in LANES.items() if inside.startswith(places)), path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """How `pytest -n` hands out tests."""
+    return Lanes(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
