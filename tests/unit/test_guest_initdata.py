@@ -40,7 +40,7 @@ EVER = {path[1:] for path in (*ALLOWED, *FILES.values(), initdata.DIGEST)}
 
 
 def packed(toml: bytes) -> str:
-    return base64.b64encode(gzip.compress(toml)).decode()
+    return base64.b64encode(gzip.compress(toml, mtime=0)).decode()
 
 
 def tree(root: Path) -> dict[str, str]:
