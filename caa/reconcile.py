@@ -216,8 +216,16 @@ def _for_running(
     dead = _dead_instance(attempts, world, memory, graces)
     if dead:
         return End(sandbox.id, "InstanceLost", dead)
-    if sandbox.pod_network is not None and sandbox.id not in world.tunnels_here:
-        return MendTunnel(sandbox.id)
+    # Last: a tunnel that cannot be mended must not keep a sandbox from being reaped.
+    return _for_link(sandbox, world, graces) or _for_tunnel(sandbox, world)
+
+
+def _for_tunnel(sandbox: Sandbox, world: World) -> Action | None:
+    carried = sandbox.pod_network is not None and sandbox.id not in world.tunnels_here
+    return MendTunnel(sandbox.id) if carried else None
+
+
+def _for_link(sandbox: Sandbox, world: World, graces: Graces) -> Action | None:
     if world.links is None:
         return None
     link = world.links.get(sandbox.id)

@@ -149,6 +149,15 @@ def test_a_tunnel_that_this_process_has_not_looked_at_is_looked_at() -> None:
     assert planned(dataclasses.replace(w, tunnels_here=frozenset({"a"}))) == []
 
 
+def test_a_tunnel_that_cannot_be_mended_does_not_keep_a_sandbox_without_shim_alive() -> None:
+    carried = dataclasses.replace(sandbox(), pod_network={}, tunnel_id=555000)
+    gone = Link(shim_connections=0, agent_seen=True, idle_seconds=60)
+    [action] = planned(world([carried], [attempt()], [instance()], {"a": gone}))
+    assert isinstance(action, End)
+    assert action.reason == "ShimGone"
+    assert planned(world([carried], [attempt()], [instance()], None)) == [MendTunnel("a")]
+
+
 def test_without_an_answer_of_the_proxy_no_shim_is_judged() -> None:
     assert planned(world([sandbox()], [attempt()], [instance()], None)) == []
 
