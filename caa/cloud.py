@@ -137,7 +137,8 @@ class Cloud:
 
     async def image_arch(self, image: str) -> str:
         """The architecture of an image ("": the configured one); "" where any image will do."""
-        return await self._threads.run(self._provider.image_arch, image)
+        with self._providers.use() as provider:
+            return await self._threads.run(provider.image_arch, image)
 
     async def offerings(self) -> Sequence[Offering]:
         """Everything that may be asked for."""

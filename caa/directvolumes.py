@@ -11,13 +11,13 @@ import base64
 import binascii
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from caa.agentproxy.messages import CloudVolume
 from caa.agentproxy.volumes import SANDBOX_UID, is_volume_of
 from caa.errors import InvalidInputError
+from caa.sandbox import CRIO_NAME
 from caa.sizing import POD_NAME
 
 log = logging.getLogger(__name__)
@@ -30,14 +30,10 @@ ENCRYPT_TYPES = ("luks", "luks2")
 _MAX_BYTES = 64 << 10
 
 
-# CRI-O sends k8s_<pod>_<namespace>_<uid>_<attempt> where containerd sends the pod's name.
-_CRIO_NAME = re.compile(r"k8s_[^_]+_[^_]+_([^_/]+)_\d+")
-
-
 def pod_uid(annotations: Mapping[str, str]) -> str:
     """The pod's UID, if CreateVM's annotations tell it: those of CRI-O do, those of containerd do not ("")."""
-    match = _CRIO_NAME.fullmatch(annotations.get(POD_NAME, ""))
-    return annotations.get(SANDBOX_UID, "") or (match[1] if match else "")
+    match = CRIO_NAME.fullmatch(annotations.get(POD_NAME, ""))
+    return annotations.get(SANDBOX_UID, "") or (match["uid"] if match else "")
 
 
 def read_volumes(uid: str, directory: Path = DIRECTORY) -> list[CloudVolume]:

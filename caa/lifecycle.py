@@ -22,7 +22,7 @@ from caa.guestconfig import INITDATA_ANNOTATION, initdata
 from caa.ledger import SandboxExists, TunnelTaken
 from caa.node import Node
 from caa.podnetwork.config import to_json
-from caa.sandbox import FINAL_STATES, CreateRequest, Sandbox, SandboxState
+from caa.sandbox import CRIO_NAME, FINAL_STATES, CreateRequest, Sandbox, SandboxState
 from caa.sizing import POD_NAME, POD_NAMESPACE, ImageNotAllowedError, requirements
 from caa.starting import Starting
 from providers.base import ProviderError
@@ -35,8 +35,6 @@ _SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 SOCKET_PATH_LIMIT = 107
 # A cloud call under way is given this long when the service stops; its attempt is recorded, so nothing is lost.
 CLOSE_SECONDS = 5.0
-# CRI-O sends k8s_<pod>_<namespace>_<uid>_<attempt> where containerd sends the pod's name.
-_CRIO_NAME = re.compile(r"k8s_([^_]+)_[^_]+_[^_]+_\d+")
 
 
 @dataclass(slots=True)
@@ -281,8 +279,8 @@ class Lifecycle:
                 ) from None
         requirements(request.annotations)
         initdata(request.annotations.get(INITDATA_ANNOTATION, ""))
-        crio = _CRIO_NAME.fullmatch(names[POD_NAME])
-        return names[POD_NAMESPACE], crio[1] if crio else names[POD_NAME]
+        crio = CRIO_NAME.fullmatch(names[POD_NAME])
+        return names[POD_NAMESPACE], crio["pod"] if crio else names[POD_NAME]
 
 
 def _cannot_start(sandbox: Sandbox) -> str:

@@ -75,6 +75,13 @@ class Reconciler:
             except Exception:
                 log.exception("a reconcile round broke off; the next one looks again")
 
+    async def close(self) -> None:
+        """Leave the tunnels that are being looked at to the next process."""
+        for task in self._mending:
+            task.cancel()
+        if self._mending:
+            await asyncio.wait(self._mending)
+
     async def round(self) -> None:
         """Look once, plan, act."""
         world = await self._look()

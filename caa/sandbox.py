@@ -189,6 +189,9 @@ def attempt_token(cluster: str, sandbox_id: str, number: int) -> str:
     return hashlib.sha256(f"{cluster}\0{sandbox_id}\0{number}".encode()).hexdigest()
 
 
+# What CRI-O sends where containerd sends the pod's name.
+CRIO_NAME = re.compile(r"k8s_(?P<pod>[^_]+)_[^_]+_(?P<uid>[^_/]+)_\d+")
+
 # The host-name limit, which is also what the incumbent cuts at (so VM names look as operators know them).
 NAME_LIMIT = 63
 _SANDBOX_HEX = re.compile(r"[0-9a-f]{64}")

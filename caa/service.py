@@ -128,6 +128,7 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         reconciler = Reconciler(
             node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
         )
+        stack.push_async_callback(reconciler.close)
         await reconciler.round()
         # What was imported until now stays for good, an SDK with some 100,000 objects. Going through it again and
         # again, the garbage collector held up the event loop for more than 100 ms.
