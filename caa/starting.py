@@ -107,13 +107,7 @@ class Starting:
                 reason="VolumesUnsupported",
             )
         attempts = await node.db(node.ledger.attempts, sandbox_id)
-        wanted = requirements(sandbox.annotations)
-        image = node.policy.image(wanted)
-        offerings = await self._ranked(sandbox_id, wanted, image)
-        for sentence in ignored(wanted, offerings) if not attempts else ():
-            await node.record(sandbox_id, "Ignored", sentence)
-        open_attempt = next((a for a in attempts if a.unsettled), None)
-        attempt, instance = await self._launch_best(sandbox, offerings, image, open_attempt, len(attempts))
+        attempt, instance = await self._launch_best(sandbox, attempts)
         await notify()
         await open_agent_socket(node, sandbox, attempt, volumes)
         timings = await self._reach_agent(sandbox, attempt, instance)
@@ -161,23 +155,25 @@ class Starting:
             if other.id != sandbox.id and other.created_at < sandbox.created_at:
                 await self._end_other(other.id, "Superseded", f"sandbox {sandbox.id} runs the same pod now")
 
-    async def _launch_best(
-        self,
-        sandbox: Sandbox,
-        offerings: list[Offering],
-        image: str,
-        open_attempt: Attempt | None,
-        made: int,
-    ) -> tuple[Attempt, Instance]:
-        """Walk the offerings until one is launched; first finish the attempt that is still open, if any."""
+    async def _launch_best(self, sandbox: Sandbox, attempts: list[Attempt]) -> tuple[Attempt, Instance]:
+        """Walk the offerings until one is launched.
+
+        First finish the attempt that is still open, if any: it asked for what it asked for, whatever is configured now.
+        """
         node = self._node
         refusals: dict[Offering, Refused] = {}
+        open_attempt = next((a for a in attempts if a.unsettled), None)
         if open_attempt is not None:
             await node.cloud.launch_turn()
             launched = await self._launch(sandbox, open_attempt, refusals)
             if launched:
                 return launched
-        number = made
+        wanted = requirements(sandbox.annotations)
+        image = node.policy.image(wanted)
+        offerings = await self._ranked(sandbox.id, wanted, image)
+        for sentence in ignored(wanted, offerings) if not attempts else ():
+            await node.record(sandbox.id, "Ignored", sentence)
+        number = len(attempts)
         while await self._next_offering(offerings, refusals):
             await node.cloud.launch_turn()
             # While this start waited for its turn, others may have been refused what it was about to ask for.

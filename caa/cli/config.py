@@ -7,9 +7,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caa.cli.main import FAILED
+
+if TYPE_CHECKING:
+    from providers.base import Problem
 
 MASK = "********"
 
@@ -61,7 +66,7 @@ def _check(environ: Mapping[str, str]) -> int:
     configuring.hand_to_sdk(merged, os.environ)
     configured = configuring.build(merged.values)
     try:
-        problems = configured.provider.check()
+        problems = [*_price_problems(configured.settings.prices_file), *configured.provider.check()]
     except ProviderError as error:
         return _told(f"CLOUD_PROVIDER: {configured.settings.cloud_provider!r}: {error}")
     finally:
@@ -70,6 +75,17 @@ def _check(environ: Mapping[str, str]) -> int:
         return _told(str(ConfigError(problems)))
     print(f"the configuration of {configured.settings.cloud_provider} is right")
     return 0
+
+
+def _price_problems(path: Path | None) -> Sequence[Problem]:
+    from caa.prices import read_prices
+    from providers.base import ConfigError
+
+    try:
+        read_prices(path)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def _show(environ: Mapping[str, str], *, as_json: bool) -> int:

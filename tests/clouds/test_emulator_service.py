@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from caa.sizing import MACHINE_TYPE
 from caa.ttrpc.frames import StatusError
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Exchange, Fault, FaultProxy, Phase
-from tests.clouds.podworld import LAUNCHES, alive, pod_service
+from tests.clouds.podworld import LAUNCHES, TYPE, alive, pod_service
 from tests.lab.service import ServiceProcess, new_id
 
 # The provider takes an instance for never made only after lists were without it for 30 s; it asks ever more seldom.
@@ -69,3 +71,20 @@ def test_a_service_killed_around_the_launch_leaves_nothing_behind(
     service.wait_for_state(sandbox_id, {"stopped", "failed"}, SETTLED_SECONDS)
     assert not alive(account)
     assert all(len(ids) == 1 for ids in account.emulator.counters()["tokens"].values())
+
+
+def test_a_launch_under_way_is_finished_whatever_is_configured_after_the_restart(
+    account: Account, proxy: FaultProxy, service: ServiceProcess
+) -> None:
+    proxy.add(Fault.CALL, Phase.AFTER, body=LAUNCHES, call=lambda _: service.kill())
+    sandbox_id = new_id()
+    service.create(sandbox_id, "web", {MACHINE_TYPE: TYPE})
+    with pytest.raises(httpx.TransportError):
+        service.begin_start(sandbox_id)
+    made = alive(account)
+    assert len(made) == 1
+    service.environ["PODVM_INSTANCE_TYPE"] = "c6a.xlarge"  # the only one then, so the pod's own is refused by now
+    service.start()
+    service.wait_ready()
+    assert service.start_sandbox(sandbox_id)["state"] == "running"
+    assert alive(account) == made
