@@ -193,6 +193,8 @@ class Need:
 
     def why_not(self, offering: Offering) -> str:  # a list of reasons
         """Why an offering does not do; "" when it does."""
+        if offering.unusable:
+            return offering.unusable
         if self.machine_type and (offering.flexible or offering.instance_type != self.machine_type):
             return f"is not {self.machine_type}"
         if self.arch and offering.arch and offering.arch != self.arch:
@@ -241,9 +243,10 @@ def in_order(fitting: Iterable[Offering], need: Need, policy: Policy) -> list[Of
 
 def refusal(wanted: Requirements, offered: Sequence[Offering], policy: Policy, arch: str) -> str:
     """Why nothing fits, with what was asked for and the most there is."""
-    runs = [one for one in offered if not arch or not one.arch or one.arch == arch]
-    if offered and not runs:
-        have = ", ".join(sorted({one.arch for one in offered}))
+    usable = [one for one in offered if not one.unusable]
+    runs = [one for one in usable if not arch or not one.arch or one.arch == arch]
+    if usable and not runs:
+        have = ", ".join(sorted({one.arch for one in usable}))
         return f"no instance type found that runs the image: it is {arch}, and the supported types are {have}"
     match wanted.rule:
         case Rule.MACHINE_TYPE:
@@ -262,12 +265,16 @@ def refusal(wanted: Requirements, offered: Sequence[Offering], policy: Policy, a
                 f"{_largest([one for one in runs if not one.gpus], 'type without GPUs')}"
             )
     if policy.default_type:
-        return f'the default instance type ("{policy.default_type}") is not to be had here; {_supported(runs)}'
+        default = next((one.unusable for one in offered if one.instance_type == policy.default_type), "")
+        said = default or "is not to be had here"
+        return f'the default instance type ("{policy.default_type}") {said}; {_supported(runs)}'
     return f"no instance type without GPUs is to be had here; {_supported(runs)}"
 
 
 def _type_refusal(name: str, offered: Sequence[Offering], policy: Policy, arch: str) -> str:
     others = {one.instance_type: one for one in offered if not one.flexible}
+    if name in others and all(one.unusable for one in offered if one.instance_type == name):
+        return f'requested instance type ("{name}") {others[name].unusable}'
     if name in others:
         return f'requested instance type ("{name}") is {others[name].arch}, and the image is {arch}'
     if others and others.keys() == {policy.default_type}:

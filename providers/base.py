@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Market(enum.StrEnum):
@@ -37,6 +37,9 @@ class Offering:
 
     `vcpus` and `memory_mib` are what the instance has. A `flexible` offering (libvirt) has no fixed size:
     the numbers are its defaults, and sizing replaces them with what the pod asks for.
+
+    `unusable` is for what the cloud has and would refuse as things are: why ("does not run confidential VMs", "this
+    subscription may not use it in zone 2"), in words that follow the type's name; "" for what can be launched.
     """
 
     instance_type: str
@@ -48,6 +51,7 @@ class Offering:
     gpus: int = 0
     gpu_model: str = ""
     flexible: bool = False
+    unusable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,11 @@ class LaunchRequest:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instance as the cloud knows it now. `id` is the cloud's own; `addresses` are IP addresses."""
+    """An instance as the cloud knows it now. `id` is the cloud's own; `addresses` are IP addresses the worker can use.
+
+    `image`, `groups` (security groups) and `public_addresses` are for audits: "" and () where the cloud does not tell
+    them in its list. `request_id` is the cloud's own name of the call that made it, set in the answer of `launch` only.
+    """
 
     id: str
     name: str
@@ -99,6 +107,10 @@ class Instance:
     instance_type: str = ""
     zone: str = ""
     created_at: datetime | None = None  # timezone-aware; None where the cloud does not say
+    image: str = ""
+    groups: tuple[str, ...] = ()
+    public_addresses: tuple[str, ...] = ()
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +148,12 @@ class Rate:
 
 
 class ProviderError(Exception):
-    """A cloud said no, or did not say. `reason` is a stable CamelCase word; str() is a sentence for people."""
+    """A cloud said no, or did not say. `reason` is a stable CamelCase word; str() is a sentence for people.
+
+    `request_id` is the cloud's own name of the call, which its support asks for; "" when it gave none.
+    """
+
+    request_id = ""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -235,6 +252,13 @@ class Provider(Protocol):
 
     def instances(self, scope: OwnerScope) -> list[Instance]:
         """Every instance of this owner that exists in any state, with its addresses, in as few calls as can be."""
+        ...
+
+    def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """The cloud's own description of one instance, as its API has it, of JSON's types. Never user data or secrets.
+
+        Raises MissingError.
+        """
         ...
 
     def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:

@@ -13,6 +13,7 @@ from providers.aws.settings import AwsKeys
 from providers.base import InvalidRequestError, Market, Offering
 
 SNP = "amd-sev-snp"
+WITHOUT_SNP = "does not run confidential VMs (AMD SEV-SNP), and DISABLECVM is false"
 # In the order of choice, for types that run more than one.
 _ARCHITECTURES = ("x86_64", "arm64")
 
@@ -130,7 +131,7 @@ class Catalog:
         return {(row["InstanceType"], row["Location"]) for row in found}
 
     def offerings(self) -> Sequence[Offering]:
-        """Type x zone x market, without what EC2 would refuse for sure."""
+        """Type x zone x market, of what the region has; what EC2 would refuse as things are is marked as unusable."""
         types = self.types()
         return [
             Offering(
@@ -142,9 +143,10 @@ class Catalog:
                 arch=types[name].arch,
                 gpus=types[name].gpus,
                 gpu_model=types[name].gpu_model,
+                unusable="" if types[name].snp or self._keys.disable_cvm else WITHOUT_SNP,
             )
             for name, zone in sorted(self.zones_of_types())
-            if name in types and (types[name].snp or self._keys.disable_cvm)
+            if name in types
             for market in self._keys.markets
             if market in types[name].markets
         ]

@@ -209,7 +209,9 @@ def translate(error: Exception, *, changes: bool, about: Mapping[str, str]) -> P
     if isinstance(error, boto.ClientError):
         # Getting credentials is a call of its own inside this one, and its refusal another right's.
         values["operation"] = error.operation_name
-        return _answered(error, changes=changes, values=values)
+        answered = _answered(error, changes=changes, values=values)
+        answered.request_id = str(error.response.get("ResponseMetadata", {}).get("RequestId", ""))
+        return answered
     said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
     if isinstance(error, _NO_CREDENTIALS):
         return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")

@@ -7,9 +7,12 @@ call, so an instance without owner cannot be.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from providers.aws import checks
@@ -132,12 +135,23 @@ class AwsProvider:
             return self._made_earlier(request, refusal)
         if not reply.get("Instances"):
             raise UnknownOutcomeError("NoAnswer", f"EC2 answered the launch of {request.name!r} without an instance")
-        return _instance(reply["Instances"][0], public=self._keys.use_public_ip)
+        made = _instance(reply["Instances"][0], public=self._keys.use_public_ip)
+        return replace(made, request_id=str(reply.get("ResponseMetadata", {}).get("RequestId", "")))
 
     def instances(self, scope: OwnerScope) -> list[Instance]:
         """One call for each 1000 instances of the owner."""
         states: dict[str, object] = {"Name": "instance-state-name", "Values": _EXISTING}
         return self._listed([*filters_of(scope), states], MaxResults=PAGE)
+
+    def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """As DescribeInstances has it, with the reservation's id and the account's."""
+        reply = self._ec2.read("describe_instances", {"instance": instance_id}, InstanceIds=[instance_id])
+        for reservation in reply.get("Reservations", []):
+            for found in reservation["Instances"]:
+                own = {"ReservationId": reservation["ReservationId"], "OwnerId": reservation["OwnerId"]}
+                described: dict[str, Any] = json.loads(json.dumps({**found, **own}, default=_plain))
+                return described
+        raise MissingError("InstanceMissing", f"there is no instance {instance_id} in {self._ec2.region}")
 
     def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
         """One TerminateInstances for all; volumes and interfaces go with them.
@@ -235,4 +249,19 @@ def _instance(found: Mapping[str, Any], *, public: bool) -> Instance:
         instance_type=found.get("InstanceType", ""),
         zone=found.get("Placement", {}).get("AvailabilityZone", ""),
         created_at=found.get("LaunchTime"),
+        image=found.get("ImageId", ""),
+        groups=_groups(found),
+        public_addresses=(found["PublicIpAddress"],) if found.get("PublicIpAddress") else (),
     )
+
+
+def _groups(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of every interface, and those told of the instance itself, which are its first interface's."""
+    sources = [found, *found.get("NetworkInterfaces", [])]
+    listed = [group for one in sources for group in one.get("SecurityGroups") or one.get("Groups") or []]
+    return tuple(sorted({group["GroupId"] for group in listed}))
+
+
+def _plain(value: object) -> str:
+    """What JSON has no type for: of EC2's answers only times."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 
 import libvirt
 
@@ -170,6 +171,25 @@ class LibvirtProvider:
             for gone in set(self._records).difference(row[1] for row in rows):
                 self._records.pop(gone, None)
             return found
+
+    def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """Its name, size in MiB, MAC address, image's volume and network; libvirt has no description in JSON."""
+        with self._calls(changes=False) as conn:
+            domain = _lookup(conn, instance_id)
+            record = None if domain is None else _read(domain)
+            if domain is None or record is None:
+                raise MissingError("InstanceMissing", f"libvirt has no domain {instance_id}")
+            _, most_kib, _, vcpus, _ = domain.info()
+            return {
+                "uuid": instance_id,
+                "name": domain.name(),
+                "vcpus": vcpus,
+                "memory_mib": most_kib // 1024,
+                "mac": mac_address(instance_id),
+                "image": self._keys.vol_name,
+                "network": self._keys.net,
+                "created_at": record.created_at.isoformat(),
+            }
 
     def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
         """Destroy, delete the volumes, undefine last; one after the other."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from providers.aws.catalog import WITHOUT_SNP
 from providers.aws.provider import OFFERINGS_SECONDS
 from providers.base import (
     Market,
+    MissingError,
 )
 from tests.clouds.aws_lab import AUTH_FAILURE, RUN, UNAUTHORIZED, Lab
 from tests.clouds.faultproxy import Fault, Phase
@@ -26,10 +31,13 @@ def test_offerings_are_types_by_zones_by_markets(lab: Lab) -> None:
     assert (large.vcpus, large.memory_mib, large.arch, large.gpus) == (2, 8192, "x86_64", 0)
 
 
-def test_types_without_snp_are_offered_for_ordinary_vms_only(lab: Lab) -> None:
+def test_types_without_snp_are_usable_for_ordinary_vms_only(lab: Lab) -> None:
     types = "m6i.large,g5.xlarge,m6g.large"
-    assert {o.instance_type for o in lab.provider(PODVM_INSTANCE_TYPES=types).offerings()} == {"m6a.large"}
+    offered = lab.provider(PODVM_INSTANCE_TYPES=types).offerings()
+    assert {o.instance_type for o in offered if not o.unusable} == {"m6a.large"}
+    assert {o.unusable for o in offered if o.instance_type == "m6i.large"} == {WITHOUT_SNP}
     found = {o.instance_type: o for o in lab.provider(PODVM_INSTANCE_TYPES=types, DISABLECVM="true").offerings()}
+    assert not any(o.unusable for o in found.values())
     assert (found["g5.xlarge"].gpus, found["g5.xlarge"].gpu_model) == (1, "A10G")
     assert found["m6g.large"].arch == "arm64"
 
@@ -237,3 +245,18 @@ def test_a_region_that_is_not_set_is_the_workers(lab: Lab) -> None:
     (problem,) = lab.provider(AWS_REGION="", AWS_DEFAULT_REGION="").check()
     assert problem.key == "AWS_REGION"
     assert "set AWS_REGION" in problem.message
+
+
+def test_an_instance_is_described_as_ec2_has_it_without_its_user_data(lab: Lab) -> None:
+    provider = lab.provider()
+    made = provider.launch(lab.request())
+    assert made.request_id
+    assert made.image == lab.account.seed.images["x86_64"]
+    assert made.groups == (lab.account.seed.security_group,)
+    described = provider.describe(made.id)
+    assert json.loads(json.dumps(described)) == described
+    assert described["InstanceType"] == "m6a.large"
+    assert described["PrivateIpAddress"] in made.addresses
+    assert "UserData" not in str(described)
+    with pytest.raises(MissingError):
+        provider.describe("i-0123456789abcdef0")

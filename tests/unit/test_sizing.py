@@ -248,6 +248,17 @@ def test_only_types_that_run_the_image_are_taken() -> None:
         rank(Requirements(vcpus=2), [SMALL], arch="arm64")
 
 
+def test_what_the_cloud_would_refuse_is_never_taken_and_told_by_its_reason() -> None:
+    barred = dataclasses.replace(SMALL, unusable="does not run confidential VMs")
+    assert chosen(offered=[barred, DEFAULT], vcpus="1", memory="256") == "m6a.large"
+    with pytest.raises(NoOfferingError, match=r'requested instance type \("t3.small"\) does not run confidential VMs'):
+        chosen(offered=[barred, DEFAULT], machine_type="t3.small")
+    with pytest.raises(NoOfferingError, match="does not run confidential VMs"):
+        chosen(Policy(default_type="t3.small"), [barred])
+    in_one_zone = [barred, dataclasses.replace(SMALL, zone="y")]
+    assert rank(requirements({MACHINE_TYPE: "t3.small"}), in_one_zone, POLICY) == in_one_zone[1:]
+
+
 def test_an_image_is_taken_from_the_allowed_ones_only() -> None:
     policy = Policy(default_image="ami-1", images=("ami-2", "ami-3"))
     assert policy.image(requirements({IMAGE: " ami-3 "})) == "ami-3"
