@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,13 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many kills there were: that number is the claim."""
-    counts = {
-        outcome: sum("::test_a_kill_at_" in report.nodeid for report in terminalreporter.stats.get(outcome, []))
-        for outcome in ("passed", "failed", "error")
-    }
-    if any(counts.values()):
-        listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-        terminalreporter.write_line(f"kill matrix on AWS: {sum(counts.values())} cases, {listed}")
+    counts: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            case = re.search(r"::test_a_kill_at_[^[]*\[([a-z]+)-", report.nodeid)
+            if case:
+                counts.setdefault(case[1], Counter())[outcome] += 1
+    for cloud, outcomes in sorted(counts.items()):
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        terminalreporter.write_line(f"kill matrix on {cloud}: {outcomes.total()} cases, {listed}")
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,7 @@ class Rule:
     method: str = ""
     url: str = ""
     body: str = ""
+    action: str = ""
     at: int | None = None  # only the at-th request that matches, 1 for the first
     times: int | None = 1  # how often at most; None for ever
     status: int = 503
@@ -102,6 +103,8 @@ class Rule:
         if self.method and not re.search(self.method, exchange.method):
             return False
         if not re.search(self.url, exchange.url) or not re.search(self.body.encode(), exchange.body):
+            return False
+        if not re.search(self.action, exchange.action):
             return False
         self.seen += 1
         return (self.at is None or self.seen == self.at) and (self.times is None or self.fired < self.times)

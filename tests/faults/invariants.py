@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from caa.ttrpc.frames import StatusError
-from tests.faults.aws_world import Node, SeenInstance
+from tests.faults.cloud import SeenInstance
+from tests.faults.world import Node
 from tests.lab.agent import AgentCaller
 
 SETTLE_SECONDS = 10.0
@@ -23,7 +24,8 @@ _SERVING = 1
 
 RUNNING = frozenset({"running"})
 FINAL = frozenset({"stopped", "failed"})
-# Of a launch that never showed, AWS says so only after 30 s of empty lists; until then the sandbox is stopping.
+# Of a launch that never showed, a cloud says so only after some seconds of empty lists; until then the sandbox is
+# stopping.
 ENDED = FINAL | {"stopping"}
 
 
@@ -39,7 +41,7 @@ def settled(node: Node, expected: Mapping[str, frozenset[str]], seconds: float =
         instances = node.instances()
         harm = irreparable(node, instances)
         assert not harm, f"{harm}\n{node.service.log_tail()}"
-        left = unsettled(rows, instances, expected)
+        left = unsettled(rows, instances, expected) or node.left_behind()
         left = left or unreachable(rows)
         if not left:
             return
@@ -51,12 +53,11 @@ def irreparable(node: Node, instances: list[SeenInstance]) -> list[str]:
     """Everything that must never be, not even for a moment."""
     per_attempt = Counter((one.sandbox_id, one.attempt) for one in instances)
     per_sandbox = Counter(one.sandbox_id for one in instances if one.alive)
-    tokens = node.world.emulator.counters()["tokens"]
     return [
         *(f"attempt {attempt} made {count} instances" for attempt, count in per_attempt.items() if count > 1),
         *(f"sandbox {owner} has {count} instances" for owner, count in per_sandbox.items() if count > 1),
         *(f"instance {one.id} has no owner" for one in instances if not one.sandbox_id),
-        *(f"token {token} stands for {ids}" for token, ids in tokens.items() if len(ids) > 1),
+        *node.world.cloud.duplicates(),
     ]
 
 
@@ -67,7 +68,7 @@ def unsettled(
     problems = [f"sandbox {one} is lost" for one in expected.keys() - rows.keys()]
     problems += [f"sandbox {one} was never asked for" for one in rows.keys() - expected.keys()]
     alive = Counter(one.sandbox_id for one in instances if one.alive)
-    running = Counter(one.sandbox_id for one in instances if one.state == "running")
+    running = Counter(one.sandbox_id for one in instances if one.running)
     for sandbox_id in expected.keys() & rows.keys():
         state = rows[sandbox_id]["state"]
         if state not in expected[sandbox_id]:

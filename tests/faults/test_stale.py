@@ -9,9 +9,10 @@ import time
 import pytest
 
 from tests.clouds.faultproxy import Exchange, Fault, Phase
-from tests.faults.aws_world import LEDGERS, World
+from tests.faults.cloud import CLOUDS
 from tests.faults.invariants import FINAL, settled
-from tests.faults.test_kill_matrix_aws import cut_off
+from tests.faults.test_kill_matrix import cut_off
+from tests.faults.world import LEDGERS, World
 from tests.lab.forkserver import ForkServer
 from tests.lab.service import new_id
 
@@ -25,9 +26,12 @@ SWEPT_SECONDS = 60.0
 
 
 @pytest.mark.parametrize("ledger", LEDGERS)
-def test_an_instance_that_could_not_be_seen_when_it_was_to_end_is_swept(forks: ForkServer, ledger: str) -> None:
-    with World(forks) as world, world.node(ledger) as node:
-        world.emulator.staleness(seconds=HIDDEN_SECONDS, terminate=True)
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_an_instance_that_could_not_be_seen_when_it_was_to_end_is_swept(
+    forks: ForkServer, cloud: str, ledger: str
+) -> None:
+    with World(forks, cloud) as world, world.node(ledger) as node:
+        world.cloud.stale(seconds=HIDDEN_SECONDS, terminate=True)
         node.service.start()
         node.service.wait_ready()
         killed = threading.Event()
@@ -37,7 +41,7 @@ def test_an_instance_that_could_not_be_seen_when_it_was_to_end_is_swept(forks: F
             killed.set()
 
         # The first list after the launch: the instance is recorded by then.
-        node.proxy.add(Fault.CALL, Phase.BEFORE, body=r"Action=DescribeInstances(&|$)", call=kill)
+        node.proxy.add(Fault.CALL, Phase.BEFORE, action=world.cloud.kinds.list, call=kill)
         sandbox_id = new_id()
         node.service.create_vm(sandbox_id, "web")
         caller = threading.Thread(target=cut_off, args=[lambda: node.service.start_vm(sandbox_id)], daemon=True)

@@ -32,8 +32,9 @@ from hypothesis.stateful import (
 
 from caa.ttrpc.frames import StatusError
 from tests.clouds.faultproxy import Fault, Phase
-from tests.faults.aws_world import LEDGERS, Node, World
+from tests.faults.cloud import CLOUDS
 from tests.faults.invariants import ENDED, RUNNING, irreparable, settled
+from tests.faults.world import LEDGERS, Node, World
 from tests.lab.forkserver import ForkServer
 from tests.lab.service import new_id
 
@@ -54,16 +55,8 @@ STEPS = 20 if SOAK else 10
 # brings at most one.
 STARTS = STEPS + 1
 
-# By what they are told apart from the dry runs of the start-up, which change nothing.
-ACTIONS = {
-    "launch": r"Action=RunInstances(&|$)(?!.*DryRun=true)",
-    "terminate": r"Action=TerminateInstances(&|$)",
-    "list": r"Action=DescribeInstances(&|$)(?!.*DryRun=true)",
-    "look up": r"Action=Describe(Images|Subnets|InstanceTypes|InstanceTypeOfferings)(&|$)",
-}
-THROTTLED = (
-    b"<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>-</Message></Error></Errors></Response>"
-)
+# Stands for how the cloud says "too many calls".
+THROTTLED = {"throttled": True}
 # What may happen to a request. A call kills the service.
 FAULTS: list[tuple[Fault, Phase, dict[str, Any]]] = [
     (Fault.DELAY, Phase.BEFORE, {"seconds": 0.1}),
@@ -75,7 +68,7 @@ FAULTS: list[tuple[Fault, Phase, dict[str, Any]]] = [
     (Fault.TRUNCATE, Phase.AFTER, {}),
     (Fault.STATUS, Phase.BEFORE, {"status": 503}),
     (Fault.STATUS, Phase.AFTER, {"status": 500}),
-    (Fault.STATUS, Phase.BEFORE, {"status": 503, "reply": THROTTLED}),
+    (Fault.STATUS, Phase.BEFORE, THROTTLED),
 ]
 Mishap = tuple[str, tuple[Fault, Phase, dict[str, Any]]]
 Whose = tuple[str, str]
@@ -141,7 +134,7 @@ class History(RuleBasedStateMachine):
     @initialize(target=sandboxes, one=WHOSE, other=WHOSE, mishap=MISHAPS, patient=st.booleans())
     def begin(self, one: Whose, other: Whose, mishap: Mishap, patient: bool) -> Any:
         """Every history has a start and a second sandbox, perhaps of the same pod."""
-        self.world.set_up()
+        self.world.cloud.set_up()
         self.node: Node = self.stack.enter_context(self.world.node(self.ledger))
         self.service = self.node.service
         first, second = self.call_create(*one), self.call_create(*other)
@@ -180,11 +173,11 @@ class History(RuleBasedStateMachine):
 
     @rule(zones=st.integers(0, 3))
     def capacity_runs_out(self, zones: int) -> None:
-        self.world.emulator.capacity(*({"zone": zone} for zone in self.world.seed.zones[:zones]))
+        self.world.cloud.no_capacity(zones)
 
     @rule(calls=st.integers(0, 3), seconds=st.sampled_from((0.0, 0.5)))
     def lists_lag_behind(self, calls: int, seconds: float) -> None:
-        self.world.emulator.staleness(calls=calls, seconds=seconds)
+        self.world.cloud.stale(calls=calls, seconds=seconds)
 
     # What must hold.
 
@@ -198,8 +191,8 @@ class History(RuleBasedStateMachine):
             if not self.known:
                 return
             self.node.proxy.clear()
-            self.world.emulator.capacity()
-            self.world.emulator.staleness()
+            self.world.cloud.no_capacity(zones=0)
+            self.world.cloud.stale()
             self.bring_up()
             for known in self.known:
                 self.come_back(known)
@@ -240,7 +233,9 @@ class History(RuleBasedStateMachine):
         action, (fault, phase, details) = mishap
         if fault is Fault.CALL:
             details = {"call": lambda _: self.service.kill()}
-        self.node.proxy.add(fault, phase, body=ACTIONS[action], **details)
+        elif details is THROTTLED:
+            details = dict(self.world.cloud.throttled)
+        self.node.proxy.add(fault, phase, action=self.world.cloud.kinds.of(action), **details)
 
     def call_create(self, pod: str, door: str) -> Known:
         """Both callers repeat this one; in time for that the service comes up."""
@@ -283,9 +278,9 @@ class History(RuleBasedStateMachine):
         raise AssertionError(f"the service does not start\n{self.service.log_tail()}")
 
 
-@pytest.fixture(scope="module")
-def world(forks: ForkServer) -> Iterator[World]:
-    with World(forks) as world:
+@pytest.fixture(scope="module", params=CLOUDS)
+def world(forks: ForkServer, request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(forks, request.param) as world:
         yield world
 
 

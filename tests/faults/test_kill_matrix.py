@@ -1,8 +1,8 @@
-"""SIGKILL of the real service at every request it sends to AWS, and what is left ten seconds after the restart.
+"""SIGKILL of the real service at every request it sends to its cloud, and what is left ten seconds after the restart.
 
-A case is one request of one operation, one moment of that request, one front door and one ledger. The services of all
-cases share one emulated EC2; each is a node of its own, so a few cases run at once. `make test` runs a fixed sample,
-CAA_SOAK=1 all.
+A case is one request of one operation on one cloud, one moment of that request, one front door and one ledger. The
+services of all cases of a cloud share one emulator; each is a node of its own, so a few cases run at once. `make test`
+runs a fixed sample, CAA_SOAK=1 all.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,38 +23,30 @@ import pytest
 
 from caa.ttrpc.frames import StatusError
 from tests.clouds.faultproxy import Exchange, Fault, Phase
-from tests.faults.aws_world import LEDGERS, SCARCE_TYPE, TYPE, Node, World
+from tests.faults.cloud import CLOUDS, emulated
 from tests.faults.invariants import ENDED, FINAL, RUNNING, settled
+from tests.faults.world import LEDGERS, Node, World
 from tests.lab.forkserver import ForkServer
 from tests.lab.service import new_id
 
 # httpx leaks the socket of a connection that fails, which a kill makes it do.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DOORS = ("ttrpc", "rest")
+OPERATIONS = ("start", "stop", "supersede", "fallback", "round")
 # A case computes as long as it waits.
 LANES = min(4, os.cpu_count() or 1)
 # A caller that was cut off returns at once; one whose service was not killed, when its start is over.
 CALLER_SECONDS = 30.0
-# AWS has no instance of a launch when lists were without it for 30 s; the service asks ever more seldom.
+# A cloud has no instance of a launch when lists were without it for its `lag`, at most 30 s; the service asks ever more
+# seldom.
 GIVEN_UP_SECONDS = 75.0
-
-# What the first start of a process looks up before it can launch.
-LOOKUPS = Counter(DescribeInstanceTypes=1, DescribeInstanceTypeOfferings=1, DescribeSubnets=1, DescribeImages=1)
-START = LOOKUPS + Counter(RunInstances=1)
-# Each operation's requests. Recorded anew in every run, so that this cannot become wrong unnoticed.
-REQUESTS = {
-    "start": START,
-    "stop": Counter(TerminateInstances=1),
-    "supersede": START + Counter(TerminateInstances=1),
-    "fallback": START + Counter(RunInstances=2),
-    "round": Counter(DescribeInstances=1),  # of reconcile, while a sandbox runs
-}
 
 
 @dataclass(frozen=True)
 class Case:
     """Where and when the kill comes."""
 
+    cloud: str
     operation: str
     action: str
     number: int  # of the action's requests in the operation, from 1
@@ -63,12 +55,14 @@ class Case:
     ledger: str
 
     def __str__(self) -> str:
-        return f"{self.operation}-{self.action}{self.number}-{self.phase}-{self.door}-{self.ledger}"
+        action = self.action.replace(" ", "-")
+        return f"{self.cloud}-{self.operation}-{action}{self.number}-{self.phase}-{self.door}-{self.ledger}"
 
 
 ALL = [
-    Case(operation, action, number, phase, door, ledger)
-    for operation, requests in REQUESTS.items()
+    Case(cloud, operation, action, number, phase, door, ledger)
+    for cloud in CLOUDS
+    for operation, requests in emulated(cloud).operations.items()
     for action, count in requests.items()
     for number in range(1, count + 1)
     for phase in Phase
@@ -79,12 +73,12 @@ ALL = [
 def sample() -> Iterator[Case]:
     """Every request that changes something at every moment, and every other one once; doors and ledgers take turns."""
     turn = itertools.count()
-    of_request: dict[tuple[str, str, int], list[Case]] = {}
+    of_request: dict[tuple[str, str, str, int], list[Case]] = {}
     for case in ALL:
-        of_request.setdefault((case.operation, case.action, case.number), []).append(case)
+        of_request.setdefault((case.cloud, case.operation, case.action, case.number), []).append(case)
     for cases in of_request.values():
         per_moment = [cases[start : start + 4] for start in range(0, len(cases), 4)]
-        if cases[0].action.startswith("Describe"):
+        if not emulated(cases[0].cloud).changes(cases[0].action):
             per_moment = [per_moment[next(turn) % len(per_moment)]]
         for moment in per_moment:
             yield moment[next(turn) % len(moment)]
@@ -93,9 +87,9 @@ def sample() -> Iterator[Case]:
 
 
 def stays_stopping(case: Case) -> bool:
-    """Whether it is also waited until AWS is believed that there is no instance, and the sandbox is final."""
-    found = (case.operation, case.action, case.phase, case.door)
-    return found == ("start", "RunInstances", Phase.BEFORE, "ttrpc")
+    """Whether it is also waited until the cloud is believed that there is no instance, and the sandbox is final."""
+    launches = re.search(emulated(case.cloud).kinds.launch, case.action)
+    return bool(launches) and (case.operation, case.phase, case.door) == ("start", Phase.BEFORE, "ttrpc")
 
 
 CASES = ALL if os.environ.get("CAA_SOAK") else list(dict.fromkeys(sample()))
@@ -139,22 +133,42 @@ def prepare(node: Node, operation: str, door: str) -> Operation:
     return Operation(lambda: start(newer), (lambda: start(newer)) if door == "rest" else None, expected)
 
 
+class Worlds:
+    """An emulator for each cloud that is asked for, until the end."""
+
+    def __init__(self, forks: ForkServer) -> None:
+        self._forks = forks
+        self._stack = contextlib.ExitStack()
+        self._made: dict[str, World] = {}
+        self._lock = threading.Lock()
+
+    def of(self, cloud: str) -> World:
+        with self._lock:
+            if cloud not in self._made:
+                self._made[cloud] = self._stack.enter_context(World(self._forks, cloud))
+            return self._made[cloud]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
 @pytest.fixture(scope="module")
-def world(forks: ForkServer) -> Iterator[World]:
-    with World(forks) as world:
-        yield world
+def worlds(forks: ForkServer) -> Iterator[Worlds]:
+    worlds = Worlds(forks)
+    yield worlds
+    worlds.close()
 
 
 @contextlib.contextmanager
 def running_node(world: World, operation: str, ledger: str) -> Iterator[Node]:
-    with world.node(ledger, SCARCE_TYPE if operation == "fallback" else TYPE) as node:
+    with world.node(ledger, scarce=operation == "fallback") as node:
         node.service.start()
         node.service.wait_ready()
         yield node
 
 
-def run(world: World, case: Case) -> None:
-    with running_node(world, case.operation, case.ledger) as node:
+def run(worlds: Worlds, case: Case) -> None:
+    with running_node(worlds.of(case.cloud), case.operation, case.ledger) as node:
         operation = prepare(node, case.operation, case.door)
         killed = threading.Event()
 
@@ -162,7 +176,7 @@ def run(world: World, case: Case) -> None:
             node.service.kill()
             killed.set()
 
-        rule = node.proxy.add(Fault.CALL, case.phase, body=rf"Action={case.action}(&|$)", at=case.number, call=kill)
+        rule = node.proxy.add(Fault.CALL, case.phase, action=f"^{re.escape(case.action)}$", at=case.number, call=kill)
         caller = threading.Thread(target=cut_off, args=[operation.call], daemon=True)
         caller.start()
         assert killed.wait(CALLER_SECONDS), f"there was no {case.action} {case.number}\n{node.service.log_tail()}"
@@ -179,7 +193,8 @@ def run(world: World, case: Case) -> None:
 
 def until_listed(node: Node) -> None:
     deadline = time.monotonic() + CALLER_SECONDS
-    while node.proxy.count()["DescribeInstances"] == 0 and time.monotonic() < deadline:
+    listing = node.world.cloud.kinds.list
+    while not any(re.search(listing, name) for name in node.proxy.count()) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -189,7 +204,7 @@ def cut_off(call: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(world: World, request: pytest.FixtureRequest) -> Iterator[dict[Case, Future[None]]]:
+def outcomes(worlds: Worlds, request: pytest.FixtureRequest) -> Iterator[dict[Case, Future[None]]]:
     """Runs the cases that were selected, those that wait long beside the others."""
     chosen = [
         cast(Case, item.callspec.params["case"])
@@ -198,19 +213,20 @@ def outcomes(world: World, request: pytest.FixtureRequest) -> Iterator[dict[Case
     ]
     waiting = list(filter(stays_stopping, chosen))
     with ThreadPoolExecutor(LANES) as lanes, ThreadPoolExecutor(max(1, len(waiting))) as beside:
-        yield {case: (beside if case in waiting else lanes).submit(run, world, case) for case in chosen}
+        yield {case: (beside if case in waiting else lanes).submit(run, worlds, case) for case in chosen}
         for pool in (lanes, beside):
             pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(("operation", "door"), list(zip(REQUESTS, itertools.cycle(DOORS))))
-def test_the_table_has_every_request_of_the_operation(world: World, operation: str, door: str) -> None:
-    with running_node(world, operation, "sqlite") as node:
+@pytest.mark.parametrize(("operation", "door"), list(zip(OPERATIONS, itertools.cycle(DOORS))))
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_table_has_every_request_of_the_operation(worlds: Worlds, cloud: str, operation: str, door: str) -> None:
+    with running_node(worlds.of(cloud), operation, "sqlite") as node:
         prepared = prepare(node, operation, door)
         node.proxy.clear()
         prepared.call()
         settled(node, dict.fromkeys(prepared.expected, FINAL | RUNNING))
-        assert node.proxy.count() == REQUESTS[operation]
+        assert node.proxy.count() == node.world.cloud.operations[operation]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
