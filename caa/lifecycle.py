@@ -24,7 +24,7 @@ from caa.node import Node
 from caa.podnetwork.config import to_json
 from caa.sandbox import CRIO_NAME, FINAL_STATES, CreateRequest, Sandbox, SandboxState
 from caa.sizing import POD_NAME, POD_NAMESPACE, ImageNotAllowedError, requirements
-from caa.starting import Starting
+from caa.starting import Starting, limit_reached
 from providers.base import ProviderError
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,11 @@ class Lifecycle:
             ) from error
         now = node.clock.now()
         known = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
-        return explain(wanted, offered, node.policy, arch, known, now)
+        explained = explain(wanted, offered, node.policy, arch, known, now)
+        occupied = await node.db(node.ledger.occupied, node.scope.cluster, node.scope.node)
+        if explained.refusal is None and 0 <= node.limit <= occupied:
+            return dataclasses.replace(explained, refusal=limit_reached(occupied, node.limit))
+        return explained
 
     async def vm_id(self, pod_name: str, pod_namespace: str, *, wait: bool) -> str:
         """The instance id of the pod's newest live sandbox; with `wait`, as soon as there is one."""

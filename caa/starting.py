@@ -135,10 +135,7 @@ class Starting:
         try:
             return await node.db(node.ledger.start_sandbox, starting, limit=node.limit, event=event)
         except LimitReachedError as error:
-            raise StartFailedError(
-                f"this node has {error.count} pod VMs, and may have {node.limit} at once (PEERPODS_LIMIT_PER_NODE)",
-                reason="LimitReached",
-            ) from None
+            raise limit_reached(error.count, node.limit) from None
 
     async def _supersede(self, sandbox: Sandbox) -> None:
         """A pod has one sandbox; when a newer one starts, the older one's VM goes at once."""
@@ -381,6 +378,13 @@ class Starting:
         if isinstance(error, StaleWriteError):
             return StartFailedError("the sandbox was stopped while it was starting", reason="Stopped")
         return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
+
+
+def limit_reached(count: int, limit: int) -> StartFailedError:
+    """Why a node with so many pod VMs starts no other."""
+    return StartFailedError(
+        f"this node has {count} pod VMs, and may have {limit} at once (PEERPODS_LIMIT_PER_NODE)", reason="LimitReached"
+    )
 
 
 async def pod_volumes(sandbox: Sandbox) -> list[CloudVolume]:

@@ -279,6 +279,14 @@ class Provider(Protocol):
         """Everything wrong that can be seen without creating anything, all at once."""
         ...
 
+    def shortages(self) -> list[Problem]:
+        """What of the account's quotas is so far used up that a configured type cannot be launched now.
+
+        For people who ask; a service starts all the same, for its pods may end. Raises DeniedError when the
+        credentials may not look.
+        """
+        ...
+
     def close(self) -> None:
         """Give back connections. No call may follow."""
         ...

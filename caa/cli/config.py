@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from caa.cli.main import FAILED
 
 if TYPE_CHECKING:
-    from providers.base import Problem
+    from providers.base import Problem, Provider
 
 MASK = "********"
 
@@ -67,6 +67,7 @@ def _check(environ: Mapping[str, str]) -> int:
     configured = configuring.build(merged.values)
     try:
         problems = [*_price_problems(configured.settings.prices_file), *configured.provider.check()]
+        problems += [] if problems else _shortages(configured.provider)
     except ProviderError as error:
         return _told(f"CLOUD_PROVIDER: {configured.settings.cloud_provider!r}: {error}")
     finally:
@@ -75,6 +76,17 @@ def _check(environ: Mapping[str, str]) -> int:
         return _told(str(ConfigError(problems)))
     print(f"the configuration of {configured.settings.cloud_provider} is right")
     return 0
+
+
+def _shortages(provider: Provider) -> Sequence[Problem]:
+    """What is used up. Not to be allowed to look is no problem of the configuration: pods start without."""
+    from providers.base import DeniedError
+
+    try:
+        return provider.shortages()
+    except DeniedError as error:
+        print(f"caa: warning: what is left of the account's quotas is not known: {error}", file=sys.stderr)
+        return ()
 
 
 def _price_problems(path: Path | None) -> Sequence[Problem]:

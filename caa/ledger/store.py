@@ -58,6 +58,7 @@ from caa.sandbox import (
 Cursor = tuple[datetime, str]
 """Where a page of sandboxes ended: `(created_at, id)` of its last one. Stays good when that one is pruned."""
 
+_UP = sandboxes.c.state.in_([SandboxState.STARTING.value, SandboxState.RUNNING.value])
 _UNSETTLED = (AttemptState.INTENDED.value, AttemptState.ACCEPTED.value)
 
 # PostgreSQL's advisory locks for "a sandbox of this node is being started": "cas".
@@ -194,6 +195,11 @@ class Ledger:
                 if count >= limit:
                     raise LimitReachedError(count)
             return _save(connection, sandbox, event)
+
+    def occupied(self, cluster: str, node: str) -> int:
+        """How many sandboxes of the node have an instance, or may have one: what its limit counts."""
+        with self._read() as connection:
+            return connection.execute(_occupying(cluster, node)).scalar_one()
 
     # Launch attempts
 
@@ -362,21 +368,19 @@ def _with_instance(connection: Connection, sandbox: Sandbox) -> int:
         # Two transactions that count at once would not see each other's writes. SQLite has one writer at a time.
         node = f"{sandbox.cluster}/{sandbox.node}"
         connection.execute(select(func.pg_advisory_xact_lock(_START_LOCK, func.hashtext(node))))
-    up = sandboxes.c.state.in_([SandboxState.STARTING.value, SandboxState.RUNNING.value])
     same_pod = (
         (sandboxes.c.pod_namespace == sandbox.pod_namespace)
         & (sandboxes.c.pod_name == sandbox.pod_name)
         & (sandboxes.c.created_at < sandbox.created_at)
     )
+    others = _occupying(sandbox.cluster, sandbox.node).where(sandboxes.c.id != sandbox.id, ~(_UP & same_pod))
+    return connection.execute(others).scalar_one()
+
+
+def _occupying(cluster: str, node: str) -> Select[int]:
     unsettled = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.state.in_(_UNSETTLED))
     going = (sandboxes.c.state == SandboxState.STOPPING.value) & unsettled
-    query = select(func.count()).where(
-        sandboxes.c.cluster == sandbox.cluster,
-        sandboxes.c.node == sandbox.node,
-        sandboxes.c.id != sandbox.id,
-        or_(up & ~same_pod, going),
-    )
-    return connection.execute(query).scalar_one()
+    return select(func.count()).where(sandboxes.c.cluster == cluster, sandboxes.c.node == node, or_(_UP, going))
 
 
 def _oldest_first(query: Select[Any]) -> Select[Any]:

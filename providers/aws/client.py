@@ -63,6 +63,18 @@ class Ec2:
                 return
             parameters["NextToken"] = token
 
+    def quota(self, code: str) -> float:
+        """The value of one of EC2's quotas in this account and region. Raises ProviderError."""
+        client = self._session.client("service-quotas", region_name=self.region, config=_config())
+        try:
+            reply = client.get_service_quota(ServiceCode="ec2", QuotaCode=code)
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
+            about = {"operation": "GetServiceQuota", "region": self.region}
+            raise translate(error, changes=False, about=about) from error
+        finally:
+            client.close()
+        return float(reply["Quota"]["Value"])
+
     def close(self) -> None:
         """Close the connections."""
         with self._lock:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from providers.aws import checks
+from providers.aws import checks, quotas
 from providers.aws.catalog import Catalog
 from providers.aws.client import Ec2
 from providers.aws.metadata import WorkerMetadata
@@ -175,6 +175,10 @@ class AwsProvider:
     def check(self) -> list[Problem]:
         """Everything that can be seen to be wrong, all at once, with nothing taken from a cache."""
         return checks.problems(self._ec2, self._keys, Catalog(self._ec2, self._keys, self._worker))
+
+    def shortages(self) -> list[Problem]:
+        """vCPU quotas of the configured types in the configured markets, against all instances of the region."""
+        return quotas.shortages(self._ec2, self._keys, self._catalog.types())
 
     def close(self) -> None:
         """Close the connections."""

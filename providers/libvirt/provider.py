@@ -230,6 +230,10 @@ class LibvirtProvider:
         except UnavailableError as error:
             return [Problem("LIBVIRT_URI", str(error))]
 
+    def shortages(self) -> list[Problem]:
+        """Nothing: libvirt has no quotas."""
+        return []
+
     def close(self) -> None:
         """Close the connections."""
         self._connections.close()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.clouds import podworld
 from tests.clouds.aws.account import Account
+from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.podworld import service_environ
 from tests.lab.mounted import Mounted
 
@@ -118,3 +120,28 @@ def test_other_commands_find_the_service_by_the_mounted_keys(tmp_path: Path) -> 
     )
     assert done.returncode == 3
     assert "/run/mounted-elsewhere/caa.sock" in done.stderr
+
+
+def test_a_quota_that_is_used_up_is_told_with_what_is_left_and_stops_no_service(
+    account: Account, environ: dict[str, str]
+) -> None:
+    account.emulator.quota(on_demand=5)
+    for _ in range(2):
+        account.launch()
+    done = config("check", **environ | {"PODVM_INSTANCE_TYPES": "m6a.large,c6a.xlarge,g5.xlarge"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("caa: PODVM_INSTANCE_TYPES: c6a.xlarge, m6a.large: the quota of on-demand instances")
+    assert "is 5 vCPUs in us-east-1, and 1 are left" in done.stderr
+    assert "g5.xlarge" not in done.stderr  # of another family, and it fits
+    with podworld.pod_service(account, account.emulator.url):
+        pass
+
+
+def test_without_the_right_to_read_quotas_the_rest_is_checked(account: Account, environ: dict[str, str]) -> None:
+    refusal = b'{"__type": "AccessDeniedException", "Message": "no"}'
+    with FaultProxy(account.emulator.url) as proxy:
+        proxy.add(Fault.STATUS, Phase.BEFORE, body="QuotaCode", status=400, reply=refusal)
+        done = config("check", **environ | account.emulator.environ(proxy.url))
+    assert done.returncode == 0
+    assert "caa: warning: what is left of the account's quotas is not known" in done.stderr
+    assert "GetServiceQuota" in done.stderr

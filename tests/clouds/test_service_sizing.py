@@ -124,6 +124,8 @@ def test_no_more_pod_vms_than_the_limit_also_when_all_start_at_once(account: Acc
         assert {one["detail"] for one in told} == {said}
         assert len(launches(account, proxy)) == len(alive(account)) == 3
 
+        told_before = explained(service, {})
+        assert (told_before["chosen"], told_before["refusal"]["reason"]) == (None, "LimitReached")
         with pytest.raises(StatusError, match=r"LimitReached: this node has 3 pod VMs"):
             service.start_vm(create_as_shim(service, "one-more"))
         refused = next(one for one, answer in zip(burst.ids, burst.answers, strict=True) if not answer.is_success)

@@ -26,6 +26,7 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import make_server
 
+from tests.clouds.aws import quotas
 from tests.clouds.aws.conditions import Conditions
 from tests.clouds.aws.control import Control
 from tests.clouds.aws.errors import Ec2Error
@@ -57,6 +58,12 @@ class Application:
         path = environ.get("PATH_INFO", "")
         if path.startswith(CONTROL_PREFIX):
             return self._answer_control(path.removeprefix(CONTROL_PREFIX), body, start_response)
+        if environ.get("HTTP_X_AMZ_TARGET") == quotas.TARGET:
+            answer = quotas.answer(body, self._conditions.vcpu_quota)
+            start_response(
+                "200 OK", [("Content-Type", "application/x-amz-json-1.1"), ("Content-Length", str(len(answer)))]
+            )
+            return [answer]
         environ["wsgi.input"] = io.BytesIO(body)
         with self._lock:
             return self._answer_cloud(environ, body, start_response)
