@@ -6,117 +6,31 @@ has for all clouds, under its names, and the `CAA_` keys, which are new.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
 from caa.podnetwork.worker import TunnelSettings
+from caa.settingtypes import (
+    AbsolutePath,
+    CipherSuites,
+    Level,
+    Listen,
+    OptionalPath,
+    PodsDir,
+    SocketPath,
+    SomeTime,
+)
 from providers.base import ConfigError, Problem
-from providers.keys import CsvList, Duration, Flag, Keys, read_keys
+from providers.keys import CsvList, Flag, Keys, read_keys
 
-# sun_path of Linux: 108 bytes with the terminating zero.
-SUN_PATH_BYTES = 107
-# What the Go shim makes of an agent socket path: it parses it as a URL and splits it at ":".
-_URL_CHARACTERS = frozenset(":%?#")
-# The longest sandbox id a container runtime gives, and the socket's name, which is the incumbent's.
-_LONGEST_AGENT_SOCKET = f"{'0' * 64}/agent.ttrpc"
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
-
-
-@dataclass(frozen=True, slots=True)
-class HostPort:
-    """Where to listen. `host` is a name or an IP address without brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def loopback(self) -> bool:
-        """True when only this machine can connect. A name is judged by itself, not by what it resolves to."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-
-def _host_port(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value == "off":
-        return None
-    match = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>\d{1,5})", value)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise ValueError('must be "off", "host:port" or "[IPv6 address]:port" with a port from 1 to 65535')
-    if match["v6"]:
-        try:
-            ipaddress.IPv6Address(match["v6"])
-        except ValueError:
-            raise ValueError("must have an IPv6 address between the brackets") from None
-    return HostPort(match["v6"] or match["host"], int(match["port"]))
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-def _absolute_if_any(path: str) -> str:
-    return str(_absolute(Path(path))) if path else path
-
-
-def _socket_path(path: Path) -> Path:
-    if len(bytes(_absolute(path))) > SUN_PATH_BYTES:
-        raise ValueError(f"must be at most {SUN_PATH_BYTES} bytes long, the limit of a unix socket's path")
-    return path
-
-
-def _pods_dir(path: Path) -> Path:
-    if _URL_CHARACTERS & set(str(_absolute(path))):
-        raise ValueError('must not contain any of ":%?#", which Kata\'s shim cannot read in an agent socket path')
-    longest = SUN_PATH_BYTES - len(_LONGEST_AGENT_SOCKET) - 1
-    if len(bytes(path)) > longest:
-        raise ValueError(f"must be at most {longest} bytes long, so that an agent socket below it can be bound")
-    return path
-
-
-def _cipher_suites(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        if not re.fullmatch(r"TLS_[A-Z0-9]+_[A-Z0-9_]+", name):
-            raise ValueError(
-                'must be IANA names such as "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", separated by commas'
-            )
-    return names
-
-
-def _more_than_nothing(seconds: float) -> float:
-    if seconds <= 0:
-        raise ValueError("must be longer than nothing")
-    return seconds
-
-
-def _level(value: Any) -> Any:
-    """Log levels may be written small; what is none stays as it was given, for the error shows it."""
-    return value.upper() if isinstance(value, str) and value.upper() in _LEVELS else value
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-OptionalPath = Annotated[str, AfterValidator(_absolute_if_any)]
-"""The agent link takes these as text; "" when not set."""
-SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 # These go into tags and labels of every cloud, of which this is the common alphabet.
 _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
@@ -178,7 +92,7 @@ class Settings(Keys):
         alias="CAA_API_SOCKET",
         description="Unix socket of the REST interface, for root only. By default caa.sock in CAA_RUN_DIR.",
     )
-    api_listen: Annotated[HostPort | None, BeforeValidator(_host_port)] = Field(
+    api_listen: Listen = Field(
         None,
         alias="CAA_API_LISTEN",
         description="Address of the REST interface over TCP, host:port or [IPv6 address]:port; off by default. "
@@ -207,7 +121,7 @@ class Settings(Keys):
         alias="REMOTE_HYPERVISOR_ENDPOINT",
         description="Unix socket that Kata's shim calls. By default hypervisor.sock in CAA_RUN_DIR.",
     )
-    pods_dir: Annotated[Path, AfterValidator(_pods_dir)] = Field(
+    pods_dir: PodsDir = Field(
         Path("/run/peerpod/pods"),
         alias="PODS_DIR",
         description="Holds a directory per sandbox with its agent socket. By default pods in CAA_RUN_DIR.",
@@ -215,7 +129,7 @@ class Settings(Keys):
     forwarder_port: int = Field(
         15150, alias="FORWARDER_PORT", ge=1, le=65535, description="TCP port of the agent forwarder in the pod VM."
     )
-    proxy_timeout: Annotated[Duration, AfterValidator(_more_than_nothing)] = Field(
+    proxy_timeout: SomeTime = Field(
         300.0,
         alias="PROXY_TIMEOUT",
         description="How long a new pod VM may take until its agent answers, such as 5m.",
@@ -237,7 +151,7 @@ class Settings(Keys):
         alias="TLS_MIN_VERSION",
         description="Oldest TLS version between worker and pod VM: VersionTLS12 (the default) or VersionTLS13.",
     )
-    tls_cipher_suites: Annotated[CsvList, AfterValidator(_cipher_suites)] = Field(
+    tls_cipher_suites: CipherSuites = Field(
         (),
         alias="TLS_CIPHER_SUITES",
         description="Cipher suites between worker and pod VM for TLS 1.2: IANA names, separated by commas. "
@@ -287,7 +201,7 @@ class Settings(Keys):
     log_format: Literal["console", "json"] = Field(
         "console", alias="CAA_LOG_FORMAT", description="How log lines look: console for people, json for programs."
     )
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level)] = Field(
+    log_level: Level = Field(
         "INFO", alias="CAA_LOG_LEVEL", description="The least important log lines that are written."
     )
     images: CsvList = Field(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caa.settings import HostPort, Settings, api_socket, ledger_url, load
+from caa.settings import Settings, api_socket, ledger_url, load
+from caa.settingtypes import HostPort
 from providers.base import ConfigError
 
 MINIMAL = {"CLOUD_PROVIDER": "libvirt", "NODE_NAME": "node-1"}

@@ -16,7 +16,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from caa.api.rest.auth import BearerAuth, TokenFile
-from caa.settings import HostPort, Settings
+from caa.settings import Settings
+from caa.settingtypes import HostPort
 from providers.base import ConfigError, Problem
 
 log = logging.getLogger(__name__)
