@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
   qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
   iptables iproute2 \
-  mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi
+  mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi cryptsetup-bin
 # Only the tests: a real PostgreSQL, and what checks domain XML against libvirt's schema.
 TEST_PACKAGES := postgresql libxml2-utils
 

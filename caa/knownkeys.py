@@ -28,6 +28,7 @@ WITHOUT_USE: Mapping[str, str] = {
     "PAUSE_IMAGE": "the incumbent does not use it either; the pause bundle is in the pod VM image",
     "TLS_SKIP_VERIFY": "pod VMs are always checked by their certificates",
     "CLOUD_CONFIG_VERIFY": "the cloud's configuration is always checked",
+    "PODVM_DISTRO": "images that are built here are Debian; any other comes by PODVM_IMAGE_URI",
     "CRI_RUNTIME_ENDPOINT": "the incumbent does not use it either",
     "ENABLE_CLOUD_PROVIDER_EXTERNAL_PLUGIN": "providers are Python packages, and there are no others to load",
     "CLOUD_PROVIDER_EXTERNAL_PLUGIN_PATH": "providers are Python packages, and there are no others to load",

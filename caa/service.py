@@ -48,7 +48,7 @@ from caa.starting import Starting
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
 from imagebuilder.ensure import ensure_image
-from imagebuilder.tools import BuildError
+from imagebuilder.errors import ImageError
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
 log = logging.getLogger(__name__)
@@ -183,8 +183,13 @@ async def _checked(configured: configuring.Configured, environ: Mapping[str, str
 def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Problem]) -> None:
     """The one thing that is wrong can be mended here: build the image, or say why that cannot be."""
 
-    def say(step: str, share: float) -> None:
-        log.info("the pod VM image is being built: %s, %.0f %%", step, share * 100)
+    said = ""
+
+    def say(phase: str, _done: int, _total: int | None) -> None:
+        nonlocal said
+        if phase != said:
+            log.info("the pod VM image is being built: %s", phase)
+        said = phase
 
     log.info("%s", ConfigError(missing))
     try:
@@ -195,7 +200,7 @@ def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Pr
             payload=settings.payload,
             progress=say,
         )
-    except BuildError as error:
+    except ImageError as error:
         told = [Problem(one.key, f"{one.message}; it cannot be built here: {error}") for one in missing]
         raise ConfigError(told) from error
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
+from caa.imagekeys import ImageKeys
 from caa.podnetwork.worker import TunnelSettings
 from caa.settingtypes import (
     AbsolutePath,
@@ -28,14 +29,14 @@ from caa.settingtypes import (
     SomeTime,
 )
 from providers.base import ConfigError, Problem
-from providers.keys import CsvList, Flag, Keys, read_keys
+from providers.keys import CsvList, Flag, read_keys
 
 _LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 # These go into tags and labels of every cloud, of which this is the common alphabet.
 _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
-class Settings(Keys):
+class Settings(ImageKeys):
     """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
 
     secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "INITDATA"})
@@ -191,12 +192,6 @@ class Settings(Keys):
         10,
         alias="PEERPODS_LIMIT_PER_NODE",
         description="How many pod VMs this node may have at once; below 0 there is no limit.",
-    )
-    payload: AbsolutePath | None = Field(
-        None,
-        alias="PODVM_PAYLOAD",
-        description="Directory or tar archive laid over the root of pod VM images that are built here, such as with "
-        "a kata-agent; without one the image has a stand-in agent.",
     )
     log_format: Literal["console", "json"] = Field(
         "console", alias="CAA_LOG_FORMAT", description="How log lines look: console for people, json for programs."

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebuilder.build import Progress, build
+from imagebuilder.build import build
+from imagebuilder.rawdisk import Progress
+from imagebuilder.recipe import Recipe
 from providers.base import ConfigError, Problem
 from providers.keys import read_keys
 
@@ -26,7 +28,7 @@ class Ensured:
 def ensure_image(
     cloud: str, environ: Mapping[str, str], *, guest_source: Path, payload: Path | None, progress: Progress
 ) -> Ensured:
-    """Make sure that the configured image exists. Raises ConfigError, BuildError, ProviderError; may be repeated."""
+    """Make sure that the configured image exists. Raises ConfigError, ImageError, ProviderError; may be repeated."""
     if cloud not in _CLOUDS:
         allowed = ", ".join(sorted(_CLOUDS))
         raise ConfigError([Problem("CLOUD_PROVIDER", f"{cloud!r}: images are built for {allowed} only")])
@@ -43,8 +45,8 @@ def _libvirt(environ: Mapping[str, str], guest_source: Path, payload: Path | Non
         return Ensured(keys.vol_name, built=False)
     with tempfile.TemporaryDirectory(prefix="podvm-image-", dir=WORK_DIR) as directory:
         path = Path(directory) / "podvm.qcow2"
-        build(path, guest_source=guest_source, payload=payload, progress=progress)
-        upload_base_volume(keys, path, progress=lambda sent, total: progress("upload", sent / total))
+        build(path, recipe=Recipe(guest_source, payload), progress=progress)
+        upload_base_volume(keys, path, progress=lambda sent, total: progress("upload", sent, total))
     return Ensured(keys.vol_name, built=True)
 
 

@@ -6,6 +6,7 @@ Compressed, for firmware reads a disk more slowly than the kernel unpacks; gzip,
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from imagebuilder.recipe import RECIPE, lines
 from imagebuilder.tools import run
 
 _APPLETS = (
-    *("cat", "chroot", "echo", "find", "grep", "ls", "modprobe", "mount", "reboot", "sh", "sleep", "sort"),
+    *("cat", "chroot", "echo", "find", "grep", "ls", "mkdir", "modprobe", "mount", "reboot", "sh", "sleep", "sort"),
     "switch_root",
 )
 
+# A root that is checked and read-only, and what is written to it in memory above.
+_VERITY_MODULES = ("dm_verity", "overlay")
 
-def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
+
+def build_initrd(root: Path, release: str, work: Path, out: Path, *, verity: bool) -> None:
     """Write the initrd for kernel `release` of the root file system at `root`."""
     tree = work / "initrd"
     for name in ("bin", "dev", "proc", "root", "sys"):
@@ -29,8 +33,11 @@ def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
         (tree / "bin" / applet).symlink_to("busybox")
     shutil.copy(RECIPE / "initrd-init", tree / "init")
     (tree / "init").chmod(0o755)
+    if verity:
+        _copy_program(root, "usr/sbin/dmsetup", tree)
     source, target = root / "lib/modules" / release, tree / "lib/modules" / release
-    for module in choose(source, lines("initrd-modules.txt"), named, "initrd-modules.txt"):
+    names = [*lines("initrd-modules.txt"), *(_VERITY_MODULES if verity else ())]
+    for module in choose(source, names, named, "initrd-modules.txt"):
         (target / module).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / module, target / module)
     for name in ("modules.order", "modules.builtin"):
@@ -39,6 +46,16 @@ def build_initrd(root: Path, release: str, work: Path, out: Path) -> None:
     for index in target.glob("modules.*.bin"):  # busybox reads the text files
         index.unlink()
     write_cpio(tree, out)
+
+
+def _copy_program(root: Path, program: str, tree: Path) -> None:
+    """A program of the root with the libraries it loads, each where the program looks for it."""
+    listed = run(["chroot", root, "ldd", f"/{program}"])
+    for name in [f"/{program}", *re.findall(r"(/\S+)(?= \()", listed)]:
+        target = tree / name.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy((root / name.lstrip("/")), target)
+        target.chmod(0o755)
 
 
 def write_cpio(tree: Path, out: Path) -> None:

@@ -24,11 +24,25 @@ Under emulation it is unpacked 3 s sooner (LZ4 rather than XZ) and has ext4 buil
 # The parts of the guest's source that go into the image.
 GUEST_PARTS = ("__init__.py", "ttrpc", "guest", "podnetwork")
 # The builder's modules that decide what is in an image.
-_RECIPE_CODE = ("build", "disk", "initrd", "modules", "recipe", "rootfs", "tools")
+_RECIPE_CODE = ("build", "disk", "initrd", "modules", "pe", "recipe", "rootfs", "rootimage")
 AGENT = Path("usr/local/bin/kata-agent")
 
 # One name space for all ids derived from inputs. Any fixed UUID would do; this is the one that was drawn.
 _NAMESPACE = uuid.UUID("5d0a4b5e-3c86-4f0e-9a5f-7f2d8f6d1c11")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the recipe is to make. `guest_source` is the package that runs in the VM.
+
+    `payload` is a directory or tar laid over the root. `verity`: the root is read-only and checked by dm-verity, and
+    what is written to it is kept in memory. `fips`: the kernel starts in FIPS mode.
+    """
+
+    guest_source: Path
+    payload: Path | None = None
+    verity: bool = False
+    fips: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,8 @@ class Inputs:
     payload: str  # "" without payload: then the image has the stand-in agent
     agent: str  # "kata-agent" or "stand-in"
     source_date_epoch: int
+    verity: bool = False
+    fips: bool = False
     packages: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -55,8 +71,9 @@ class Inputs:
         return json.dumps({"id": str(self.id), "digest": digest, **asdict(self)}, indent=2, sort_keys=True) + "\n"
 
 
-def read_inputs(guest_source: Path, payload: Path | None, arch: str) -> Inputs:
+def read_inputs(recipe: Recipe, arch: str) -> Inputs:
     """The inputs as they are now, without packages. Raises BuildError for an input that cannot work."""
+    guest_source, payload = recipe.guest_source, recipe.payload
     if arch not in KERNEL_PACKAGE:
         raise BuildError(f"arch: {arch!r} is not supported; allowed: {', '.join(KERNEL_PACKAGE)}")
     for part in GUEST_PARTS:
@@ -70,6 +87,8 @@ def read_inputs(guest_source: Path, payload: Path | None, arch: str) -> Inputs:
         payload=_payload_digest(payload) if payload else "",
         agent="kata-agent" if payload and _has_agent(payload) else "stand-in",
         source_date_epoch=_source_date_epoch(),
+        verity=recipe.verity,
+        fips=recipe.fips,
     )
 
 

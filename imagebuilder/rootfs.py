@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.modules import below, choose
-from imagebuilder.recipe import AGENT, GUEST_PARTS, KERNEL_PACKAGE, RECIPE, SUITE, Inputs, lines
+from imagebuilder.recipe import AGENT, GUEST_PARTS, KERNEL_PACKAGE, RECIPE, SUITE, Inputs, Recipe, lines
 from imagebuilder.tools import BuildError, run
 
 # Runs inside mmdebstrap, with its apt, so that the kernel is fetched and verified like any other package.
@@ -19,6 +21,9 @@ export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 package=$(apt-cache depends "$KERNEL_PACKAGE" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p')
 apt-get -q -o APT::Sandbox::User=root download "$package"
 """
+
+# Sets up dm-verity in the initrd, for which libcryptsetup would be ten times as large.
+VERITY_PACKAGES = ("dmsetup",)
 
 # Only needed to install packages, which nobody does in a pod VM.
 _UNNEEDED = (
@@ -51,6 +56,7 @@ _UNNEEDED = (
     "usr/share/zoneinfo",
     "var/cache/apt",
     "var/cache/debconf",
+    "var/cache/ldconfig",
     "var/lib/apt",
     "var/log",
 )
@@ -66,17 +72,18 @@ class RootFs:
     packages: dict[str, str]
 
 
-def build_rootfs(work: Path, inputs: Inputs, guest_source: Path, payload: Path | None) -> RootFs:
-    """Make the root below `work`. Raises BuildError."""
+def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe) -> RootFs:
+    """Make the root below `work`. Raises ImageError."""
     root = work / "root"
+    begun = time.time()
     _bootstrap(root, work, inputs)
     packages = _installed(root)
     vmlinuz, release, kernel_version = _take_kernel(root, work)
     packages[f"linux-image-{release}"] = kernel_version
-    shutil.copytree(RECIPE / "root", root, dirs_exist_ok=True, symlinks=True)
-    _copy_guest(root, guest_source)
-    if payload:
-        _overlay(root, payload)
+    shutil.copytree(RECIPE / "root", root, dirs_exist_ok=True, symlinks=True, copy_function=shutil.copy)
+    _copy_guest(root, recipe.guest_source)
+    if recipe.payload:
+        _overlay(root, recipe.payload, inputs.source_date_epoch)
     _settle_units(root, inputs)
     for name in _UNNEEDED:
         _remove(root / name)
@@ -87,7 +94,21 @@ def build_rootfs(work: Path, inputs: Inputs, guest_source: Path, payload: Path |
     (root / "etc/hostname").write_text("podvm\n")
     _remove(root / "etc/resolv.conf")
     (root / "etc/resolv.conf").symlink_to("/run/systemd/resolve/resolv.conf")
+    _settle_times(root, begun, inputs.source_date_epoch)
     return RootFs(root, vmlinuz, release, packages)
+
+
+def _settle_times(root: Path, begun: float, epoch: int) -> None:
+    """Everything has the same time but the files that came with one: Python's compiled files know their sources' times.
+
+    Those of packages and payload are the same in each build. Files that this build made are younger than its beginning.
+    """
+    for directory, directories, names in os.walk(root):
+        for name in (".", *directories, *names):
+            path = os.path.join(directory, name)
+            found = os.lstat(path)
+            if not stat.S_ISREG(found.st_mode) or found.st_mtime >= begun:
+                os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
 def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
@@ -103,7 +124,7 @@ def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
             "--mode=root",
             "--format=directory",
             f"--architectures={inputs.arch}",
-            f"--include={','.join(lines('packages.txt'))}",
+            f"--include={','.join([*lines('packages.txt'), *(VERITY_PACKAGES if inputs.verity else ())])}",
             '--aptopt=APT::Install-Recommends "false"',
             '--aptopt=Acquire::Languages "none"',
             "--dpkgopt=force-unsafe-io",  # no fsync per file: a build that dies is thrown away
@@ -179,12 +200,12 @@ def _copy_guest(root: Path, guest_source: Path) -> None:
     run(["chroot", root, *command, f"/usr/lib/python3/dist-packages/{guest_source.name}"])
 
 
-def _overlay(root: Path, payload: Path) -> None:
+def _overlay(root: Path, payload: Path, epoch: int) -> None:
     # --keep-directory-symlink: in a merged /usr, the payload's /bin must not replace the link of that name.
     extract: list[str | Path] = ["tar", "-C", root, "--keep-directory-symlink", "--numeric-owner", "-xpf"]
     if payload.is_dir():
         archive = root.parent / "payload.tar"
-        run(["tar", "-C", payload, "--owner=0", "--group=0", "-cf", archive, "."])
+        run(["tar", "-C", payload, "--owner=0", "--group=0", f"--mtime=@{epoch}", "-cf", archive, "."])
         run([*extract, archive])
         archive.unlink()
     else:

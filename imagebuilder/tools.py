@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+from imagebuilder.errors import ImageError, no_space
 
 # Tool -> Debian package that has it.
 PACKAGES = {
     "apt-get": "apt",
     "chroot": "coreutils",
+    "debugfs": "e2fsprogs",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "mcopy": "mtools",
+    "mdir": "mtools",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
     "mmdebstrap": "mmdebstrap",
@@ -22,30 +28,74 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "sfdisk": "fdisk",
     "tar": "tar",
+    "veritysetup": "cryptsetup-bin",
 }
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class BuildError(Exception):
-    """The image cannot be built. str() says why and what to do."""
+class BuildError(ImageError):
+    """The image cannot be built by the recipe."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("BuildFailed", sentence)
 
 
-def check_tools(extra_files: dict[Path, str]) -> None:
-    """Raise BuildError naming every missing tool or file (`extra_files`: file -> package) and its Debian package."""
-    missing = {tool: package for tool, package in PACKAGES.items() if shutil.which(tool, path=_SYSTEM_PATH) is None}
-    missing |= {str(path): package for path, package in extra_files.items() if not path.exists()}
-    if missing:
+class MissingToolError(ImageError):
+    """This machine lacks programs that the work needs."""
+
+    def __init__(self, missing: Mapping[str, str]) -> None:
         names = ", ".join(f"{tool} (package {package})" for tool, package in sorted(missing.items()))
-        raise BuildError(f"missing on this host: {names}; apt-get install {' '.join(sorted(set(missing.values())))}")
+        packages = " ".join(sorted(set(missing.values())))
+        super().__init__("MissingTool", f"missing on this host: {names}; apt-get install {packages}")
+
+
+def check_tools(tools: Iterable[str], extra_files: Mapping[Path, str] | None = None) -> None:
+    """Raise MissingToolError naming every missing tool or file (`extra_files`: file -> package) and its package."""
+    missing = {tool: PACKAGES[tool] for tool in tools if shutil.which(tool, path=_SYSTEM_PATH) is None}
+    missing |= {str(path): package for path, package in (extra_files or {}).items() if not path.exists()}
+    if missing:
+        raise MissingToolError(missing)
 
 
 def run(command: Sequence[str | Path], *, text: str | None = None, environment: dict[str, str] | None = None) -> str:
-    """Run a tool and return its output. Raises BuildError with the end of what it printed."""
+    """Run a tool and return its output. Raises ImageError with the end of what it printed."""
     words = [str(word) for word in command]
-    settled = {**os.environ, "PATH": _SYSTEM_PATH, "LC_ALL": "C.UTF-8", **(environment or {})}
-    done = subprocess.run(words, input=text or "", capture_output=True, text=True, errors="replace", env=settled)
+    done = subprocess.run(
+        words, input=text or "", capture_output=True, text=True, errors="replace", env=_settled(environment)
+    )
     if done.returncode != 0:
-        tail = (done.stderr or done.stdout).strip()[-2000:]
-        hint = " (the disk is full)" if "No space left on device" in tail else ""
-        raise BuildError(f"{words[0]} failed with exit code {done.returncode}{hint}: {tail}")
+        raise _failed(words[0], done.returncode, done.stderr or done.stdout)
     return done.stdout
+
+
+def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None]) -> None:
+    """Run a tool that prints "(63.02/100%)" as it goes on; `tell` is called with 0 to 1. Raises ImageError."""
+    words = [str(word) for word in command]
+    printed = b""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env=_settled(None)) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            while piece := os.read(process.stdout.fileno(), 4096):
+                printed = (printed + piece)[-4096:]
+                if shares := re.findall(rb"\(([0-9.]+)/100%\)", printed):
+                    tell(min(float(shares[-1]) / 100, 1.0))
+        except BaseException:  # whoever is told may want the end of it
+            process.kill()
+            raise
+        if process.wait() != 0:
+            errors.seek(0)
+            raise _failed(words[0], process.returncode, errors.read())
+
+
+def _settled(environment: dict[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "PATH": _SYSTEM_PATH, "LC_ALL": "C.UTF-8", **(environment or {})}
+
+
+def _failed(tool: str, code: int, printed: str) -> ImageError:
+    tail = printed.strip()[-2000:]
+    if "No space left on device" in tail:
+        return no_space(f"{tool} failed with exit code {code} (the disk is full): {tail}")
+    return BuildError(f"{tool} failed with exit code {code}: {tail}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import libvirt
 
 import caa
-from imagebuilder.recipe import read_inputs
+from imagebuilder.recipe import Recipe, read_inputs
 
 URI = "qemu:///system"
 POOL = "default"
@@ -27,7 +27,7 @@ PAYLOAD = Path(__file__).parent / "payload"
 
 def volume_name() -> str:
     """The name of the volume that belongs to this checkout."""
-    inputs = read_inputs(Path(caa.__file__).parent, PAYLOAD, "amd64")
+    inputs = read_inputs(Recipe(Path(caa.__file__).parent, PAYLOAD), "amd64")
     return f"{PREFIX}{inputs.id.hex[:12]}.qcow2"
 
 

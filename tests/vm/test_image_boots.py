@@ -28,6 +28,7 @@ import caa
 from caa.ttrpc.frames import HEADER, REQUEST, Request, Response, frame
 from caa.ttrpc.protobuf import LEN, write_field
 from imagebuilder.build import BuiltImage, build, read_built
+from imagebuilder.recipe import Recipe
 
 pycdlib = pytest.importorskip("pycdlib")
 
@@ -102,7 +103,7 @@ def image() -> BuiltImage:
     cache = Path(os.environ.get("CAA_TEST_IMAGE_CACHE", "/var/cache/caa-test"))
     source = Path(caa.__file__).parent
     out = cache / "podvm.qcow2"
-    return read_built(out, guest_source=source) or build(out, guest_source=source)
+    return read_built(out, recipe=Recipe(source)) or build(out, recipe=Recipe(source))
 
 
 def free_port() -> int:

@@ -13,10 +13,12 @@ import pytest
 import caa
 import imagebuilder.tools
 from imagebuilder.build import build, read_built
-from imagebuilder.disk import build_disk, root_label
+from imagebuilder.disk import assemble, root_label
+from imagebuilder.errors import PassingImageError
 from imagebuilder.initrd import write_cpio
-from imagebuilder.recipe import read_inputs
-from imagebuilder.tools import BuildError, check_tools, run
+from imagebuilder.recipe import Recipe, read_inputs
+from imagebuilder.rootimage import build_root_image
+from imagebuilder.tools import BuildError, MissingToolError, check_tools, run
 
 GUEST = Path(caa.__file__).parent
 
@@ -31,62 +33,64 @@ def make_guest(directory: Path) -> Path:
 
 def test_equal_inputs_have_an_equal_id_and_any_change_has_another(tmp_path: Path) -> None:
     guest = make_guest(tmp_path / "guest")
-    first = read_inputs(guest, None, "amd64")
+    first = read_inputs(Recipe(guest), "amd64")
     (guest / "guest/__pycache__").mkdir()
     (guest / "guest/__pycache__/a.pyc").write_bytes(b"compiled")
-    assert read_inputs(guest, None, "amd64") == first
+    assert read_inputs(Recipe(guest), "amd64") == first
     ids = {first.id}
     (guest / "guest/a.py").write_text("a = 2\n")
-    ids.add(read_inputs(guest, None, "amd64").id)
+    ids.add(read_inputs(Recipe(guest), "amd64").id)
     payload = tmp_path / "payload"
     payload.mkdir()
-    ids.add(read_inputs(guest, payload, "amd64").id)
+    ids.add(read_inputs(Recipe(guest, payload), "amd64").id)
     (payload / "file").symlink_to("/target")
-    ids.add(read_inputs(guest, payload, "amd64").id)
+    ids.add(read_inputs(Recipe(guest, payload), "amd64").id)
     assert len(ids) == 4
 
 
 def test_a_payload_with_an_agent_replaces_the_stand_in(tmp_path: Path) -> None:
     payload = tmp_path / "payload"
     (payload / "usr/local/bin").mkdir(parents=True)
-    assert read_inputs(GUEST, payload, "amd64").agent == "stand-in"
+    assert read_inputs(Recipe(GUEST, payload), "amd64").agent == "stand-in"
     (payload / "usr/local/bin/kata-agent").write_bytes(b"\x7fELF")
-    assert read_inputs(GUEST, payload, "amd64").agent == "kata-agent"
+    assert read_inputs(Recipe(GUEST, payload), "amd64").agent == "kata-agent"
     with tarfile.open(tmp_path / "payload.tar.gz", "w:gz") as archive:
         archive.add(payload, ".")
-    assert read_inputs(GUEST, tmp_path / "payload.tar.gz", "amd64").agent == "kata-agent"
+    assert read_inputs(Recipe(GUEST, tmp_path / "payload.tar.gz"), "amd64").agent == "kata-agent"
 
 
 def test_inputs_that_cannot_work_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match="arch: 'riscv' is not supported; allowed: amd64"):
-        read_inputs(GUEST, None, "riscv")
+        read_inputs(Recipe(GUEST), "riscv")
     with pytest.raises(BuildError, match="payload: /nowhere is not a directory or a tar file"):
-        read_inputs(GUEST, Path("/nowhere"), "amd64")
+        read_inputs(Recipe(GUEST, Path("/nowhere")), "amd64")
     with pytest.raises(BuildError, match=r"guest_source: .* has no __init__\.py"):
-        read_inputs(tmp_path, None, "amd64")
+        read_inputs(Recipe(tmp_path), "amd64")
     (tmp_path / "not-a-tar").write_text("text")
     with pytest.raises(BuildError, match="tar failed"):
-        read_inputs(GUEST, tmp_path / "not-a-tar", "amd64")
+        read_inputs(Recipe(GUEST, tmp_path / "not-a-tar"), "amd64")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     with pytest.raises(BuildError, match="SOURCE_DATE_EPOCH: 'yesterday'"):
-        read_inputs(GUEST, None, "amd64")
+        read_inputs(Recipe(GUEST), "amd64")
 
 
 def test_every_missing_tool_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imagebuilder.tools, "_SYSTEM_PATH", str(tmp_path))
-    with pytest.raises(BuildError) as caught:
-        check_tools({tmp_path / "stub": "systemd-boot-efi"})
+    with pytest.raises(MissingToolError) as caught:
+        check_tools(["mcopy", "mmdebstrap"], {tmp_path / "stub": "systemd-boot-efi"})
     text = str(caught.value)
     assert "mcopy (package mtools)" in text
     assert "mmdebstrap (package mmdebstrap)" in text
-    assert text.endswith("systemd-boot-efi tar")
+    assert text.endswith("apt-get install mmdebstrap mtools systemd-boot-efi")
+    assert caught.value.permanent
 
 
 def test_a_failing_tool_is_quoted_and_a_full_disk_is_called_so() -> None:
     with pytest.raises(BuildError, match="sh failed with exit code 3: went wrong"):
         run(["sh", "-c", "echo went wrong >&2; exit 3"])
-    with pytest.raises(BuildError, match="the disk is full"):
+    with pytest.raises(PassingImageError, match="the disk is full") as caught:
         run(["sh", "-c", "echo No space left on device >&2; exit 1"])
+    assert caught.value.reason == "NoSpace"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="building needs root")
@@ -101,30 +105,37 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old_image(tmp_path: Path) -
     guest = make_guest(tmp_path / "guest")
     (guest / "guest/broken.py").write_text("def (\n")
     with pytest.raises(BuildError, match="chroot failed"):
-        build(out, guest_source=guest)
+        build(out, recipe=Recipe(guest))
     assert [path.name for path in out.parent.iterdir()] == ["podvm.qcow2"]
     assert out.read_bytes() == b"old"
-    assert read_built(out, guest_source=guest) is None
+    assert read_built(out, recipe=Recipe(guest)) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="files in an image belong to root")
-def test_equal_inputs_give_equal_partitions_and_an_equal_efi_partition(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
-    (root / "etc/hostname").write_text("podvm\n")
+@pytest.mark.parametrize("verity", [False, True])
+def test_equal_files_give_an_equal_disk_whenever_and_in_whatever_order_they_were_made(
+    tmp_path: Path, verity: bool
+) -> None:
+    inputs = read_inputs(Recipe(GUEST, verity=verity), "amd64")
     uki = tmp_path / "uki.efi"
     uki.write_bytes(bytes(3 << 20))
-    inputs = read_inputs(GUEST, None, "amd64")
-    for name in ("one", "two"):
-        build_disk(root, uki, inputs.id, inputs.source_date_epoch, tmp_path / name)
-    one, two = ((tmp_path / name).read_bytes() for name in ("one", "two"))
-    root_at = (one.index(b"\x53\xef", 4 << 20) - 1024) & ~0xFFF  # ext4's magic number is in its second KiB
-    assert one[:root_at] == two[:root_at]
-    assert one[-(1 << 20) :] == two[-(1 << 20) :]
-    identity = slice(root_at + 1024 + 0x68, root_at + 1024 + 0x88)  # the superblock's UUID and label
-    assert one[identity] == two[identity]
+    names = [f"etc/{number}" for number in range(200)]
+    for disk, order in (("one", names), ("two", names[::-1])):
+        root = tmp_path / f"root-{disk}"
+        (root / "etc").mkdir(parents=True)
+        for name in order:
+            (root / name).write_text(name)
+        (root / "link").symlink_to("etc/7")
+        os.link(root / "etc/7", root / "second-name")
+        for path in (root, *root.rglob("*")):
+            os.utime(path, (10**9, inputs.source_date_epoch), follow_symlinks=False)
+        work = tmp_path / f"work-{disk}"
+        work.mkdir()
+        assemble(build_root_image(root, inputs, work), uki, inputs, tmp_path / disk)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     table = subprocess.run(["/usr/sbin/sfdisk", "--dump", tmp_path / "one"], capture_output=True, text=True, check=True)
     assert f'name="{root_label(inputs.id)}"' in table.stdout
+    assert (f'name="{root_label(inputs.id)}-verity"' in table.stdout) is verity
 
 
 def test_the_initrd_archive_is_read_back_as_it_was(tmp_path: Path) -> None:

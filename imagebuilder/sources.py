@@ -1,0 +1,129 @@
+"""Where a pod VM's disk comes from: one line of text, as PODVM_IMAGE_URI or `caa image build --source` give it.
+
+(nothing)                               built here by the recipe (imagebuilder.build)
+/path/to/disk, file:///path/to/disk     raw, qcow2 or VHD, told by content
+https://host/disk#sha256=<hex>          downloaded; http:// as well, for the digest is what counts
+oci::<image>[:tag|@digest][::<path>]    an OCI artefact, or an image with the disk in its file system
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from imagebuilder.build import build_raw
+from imagebuilder.errors import ImageError
+from imagebuilder.files import working
+from imagebuilder.formats import to_raw
+from imagebuilder.rawdisk import Disk, Progress, read_disk
+from imagebuilder.recipe import Recipe
+
+__all__ = ["Disk", "Progress", "Recipe", "Source", "obtain", "parse"]
+
+ARCHES = ("amd64", "arm64", "s390x")
+# Where the incumbent's builder looks in an image that names no path.
+DEFAULT_PATH = "/image/podvm.qcow2"
+_FORMS = "a file's absolute path, https://…#sha256=<hex>, or oci::<image>[:tag|@digest][::<path>]"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source, taken apart. `kind` is build, file, http or oci; `place` a path, URL or image; the rest as needed."""
+
+    kind: str
+    place: str = ""
+    path: str = ""  # of oci: "" when none was named
+    sha256: str = ""  # of http
+
+    @property
+    def name(self) -> str:
+        """What people know it by, without anything secret."""
+        if self.kind == "http":
+            parts = urlsplit(self.place)
+            return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        return self.place or "the recipe's disk"
+
+
+def parse(text: str) -> Source:
+    """Take the text of a source apart. Raises ImageError (InvalidSource) that says what is allowed."""
+    text = text.strip()
+    if not text:
+        return Source("build")
+    if text.startswith("oci::"):
+        image, _, path = text.removeprefix("oci::").partition("::")
+        return _oci(text, image, path)
+    if text.startswith("bootc::"):
+        raise _invalid(text, "bootc images are not built here; name a disk that bootc-image-builder made of it")
+    if text.startswith(("http://", "https://")):
+        return _http(text)
+    if text.startswith("file://"):
+        parts = urlsplit(text)
+        text = unquote(parts.path) if parts.netloc in ("", "localhost") else ""
+    if not text.startswith("/"):
+        raise _invalid(text, f"must be {_FORMS}")
+    return Source("file", text)
+
+
+def _oci(text: str, image: str, path: str) -> Source:
+    if not re.fullmatch(r"[\w.-]+(:\d+)?(/[\w.-]+)+(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image, re.ASCII):
+        raise _invalid(text, "must name registry and image, as in oci::quay.io/org/image:tag::/path/in/it")
+    if ".." in path.split("/"):
+        raise _invalid(text, "the path must not have '..' in it")
+    return Source("oci", image, path)
+
+
+def _http(text: str) -> Source:
+    url, _, fragment = text.partition("#")
+    match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if match is None:
+        shown = Source("http", url).name
+        raise _invalid(shown, "must end in #sha256= and the 64 hex digits of the file's digest")
+    return Source("http", url, sha256=match[1].lower())
+
+
+def _invalid(text: str, why: str) -> ImageError:
+    return ImageError("InvalidSource", f"image source {text!r} is not allowed: {why}")
+
+
+def obtain(
+    source: str,
+    workdir: Path,
+    *,
+    arch: str,
+    progress: Progress,
+    recipe: Recipe | None = None,
+    auth_file: Path | None = None,
+) -> Disk:
+    """Make the disk of a source at workdir/disk.raw, and look at it. Raises ImageError; nothing new is left then.
+
+    `recipe` is needed for the source "" (built here); `auth_file` has a registry's credentials in the form of Docker
+    and Podman, for oci. Some 3 GiB must be free in `workdir` to build, and the disk twice to fetch one.
+    """
+    if arch not in ARCHES:
+        raise ImageError("InvalidSource", f"architecture {arch!r} is not allowed: {', '.join(ARCHES)}")
+    parsed = parse(source)
+    with working(workdir) as work:
+        raw = work / "disk.raw"
+        match parsed.kind:
+            case "build":
+                if recipe is None:
+                    raise ImageError("InvalidSource", f"an image source is required: {_FORMS}")
+                build_raw(raw, work, recipe, arch, progress)
+            case "file":
+                to_raw(_file(parsed.place), parsed.name, raw, progress)
+            case kind:
+                raise ImageError("InvalidSource", f"{kind} is not read yet")
+        disk = read_disk(raw, parsed.name, arch, progress)
+        target = workdir / "disk.raw"
+        raw.replace(target)
+    return Disk(target, disk.size, disk.arch, disk.digest, disk.measurements)
+
+
+def _file(place: str) -> Path:
+    path = Path(place)
+    if not path.is_file():
+        found = "is a directory" if path.is_dir() else "is a device" if path.exists() else "does not exist"
+        raise ImageError("SourceNotFound", f"{place} {found}; a disk's file is needed")
+    return path
