@@ -177,7 +177,7 @@ class Cloud:
         it does not see counts when it is `lag` seconds old. Should an instance turn up later still, it has its owner
         tags, and is found as one that nobody wants.
         """
-        made = [one for one in await self.instances() if one.owner == request.owner]
+        made = [one for one in await self.instances() if one.owner and one.owner.launch == request.owner.launch]
         for instance in made:
             if instance.state is not InstanceState.TERMINATING:
                 await self.terminate(instance.id)

@@ -165,12 +165,17 @@ class Need:
 
     @staticmethod
     def of(wanted: Requirements, offerings: Sequence[Offering], policy: Policy, arch: str) -> Need:
-        """Of a pod, by the rule that decides."""
+        """Of a pod, by the rule that decides.
+
+        Where images of several architectures are configured, a pod that names no type runs on that of the default type.
+        """
+        default = next((one for one in offerings if one.instance_type == policy.default_type), None)
+        if wanted.rule is not Rule.MACHINE_TYPE and default is not None:
+            arch = arch or default.arch
         match wanted.rule:
             case Rule.MACHINE_TYPE:
                 return Need(machine_type=wanted.machine_type, any_gpus=True, arch=arch)
             case Rule.DEFAULT if policy.default_type:
-                default = next((one for one in offerings if one.instance_type == policy.default_type), None)
                 if default is None:
                     return Need(machine_type=policy.default_type)
                 return Need(

@@ -56,7 +56,10 @@ class Offering:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who owns an instance. Set in the create call itself, so that no instance is ever without owner."""
+    """Who owns an instance. Set in the create call itself, so that no instance is ever without owner.
+
+    `pod_namespace` and `pod_name` may be "" in what a cloud lists.
+    """
 
     cluster: str
     node: str
@@ -64,6 +67,11 @@ class Owner:
     pod_namespace: str
     pod_name: str
     attempt: int
+
+    @property
+    def launch(self) -> tuple[str, str, str, int]:
+        """What tells its launch from any other. The pod's names are for people; a cloud may have no room for them."""
+        return self.cluster, self.node, self.sandbox_id, self.attempt
 
 
 @dataclass(frozen=True, slots=True)

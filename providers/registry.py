@@ -10,7 +10,11 @@ from providers.keys import Keys
 
 # Name in CLOUD_PROVIDER -> module whose `create(environ)` builds the provider. The extra to install has the same name.
 # Beside it, `settings.KEYS` is the model of its keys, which can be imported without the cloud's SDK.
-_MODULES = {"aws": "providers.aws.provider", "libvirt": "providers.libvirt.provider"}
+_MODULES = {
+    "aws": "providers.aws.provider",
+    "ibmcloud": "providers.ibmcloud.provider",
+    "libvirt": "providers.libvirt.provider",
+}
 
 
 def names() -> tuple[str, ...]:

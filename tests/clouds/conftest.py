@@ -15,6 +15,8 @@ from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.aws_lab import Lab
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
+from tests.clouds.ibm.emulator import IbmEmulator
+from tests.clouds.ibm_lab import IbmLab
 from tests.ledger.postgresql import Server
 
 
@@ -52,6 +54,22 @@ def proxy(account: Account) -> Iterator[FaultProxy]:
     account.emulator.run_clock()
     with FakeGuests(account.emulator.url), FaultProxy(account.emulator.url) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def ibm_emulator() -> Iterator[IbmEmulator]:
+    with IbmEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def ibm(ibm_emulator: IbmEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[IbmLab]:
+    """An empty account with three zones, on a clock that stands still."""
+    ibm_emulator.reset()
+    ibm_emulator.stop_clock()
+    made = IbmLab(ibm_emulator, ibm_emulator.seed(), monkeypatch)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ CLOUDS = {
     """),
 }
 # Not built yet. A cloud that gets a row in the registry must leave this list, and then have its keys.
-PENDING = {"azure", "ibmcloud"}
+PENDING = {"azure"}
 
 
 def documented() -> dict[str, set[str]]:
@@ -130,7 +130,7 @@ def test_keys_that_may_hold_secrets_are_known() -> None:
     secret = {key.name for key in every_key() if key.secret}
     assert secret == {
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-        *("CAA_LEDGER_URL", "INITDATA", "LIBVIRT_URI"),
+        *("CAA_LEDGER_URL", "INITDATA", "LIBVIRT_URI", "IBMCLOUD_API_KEY"),
     }
 
 

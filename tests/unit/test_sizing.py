@@ -248,6 +248,19 @@ def test_only_types_that_run_the_image_are_taken() -> None:
         rank(Requirements(vcpus=2), [SMALL], arch="arm64")
 
 
+def test_with_images_of_several_architectures_a_pod_that_names_no_type_stays_on_that_of_the_default() -> None:
+    z = Offering("bz2-2x8", "z", 2, 8192, arch="s390x")
+    larger = Offering("bz2-4x16", "z", 4, 16384, arch="s390x")
+    x86 = Offering("bx2-4x16", "z", 4, 16384)
+    mixed = [DEFAULT, z, larger, x86]
+    assert chosen(offered=mixed) == "m6a.large"
+    assert chosen(offered=mixed, vcpus="4", memory="9000") == "bx2-4x16"
+    assert chosen(offered=mixed, machine_type="bz2-2x8") == "bz2-2x8"
+    on_z = Policy(default_type="bz2-2x8")
+    assert chosen(on_z, mixed) == "bz2-2x8"
+    assert chosen(on_z, mixed, vcpus="4", memory="9000") == "bz2-4x16"
+
+
 def test_what_the_cloud_would_refuse_is_never_taken_and_told_by_its_reason() -> None:
     barred = dataclasses.replace(SMALL, unusable="does not run confidential VMs")
     assert chosen(offered=[barred, DEFAULT], vcpus="1", memory="256") == "m6a.large"
