@@ -146,7 +146,7 @@ def rank(
     why_not = need.why_not
     fitting = [sized(wanted, one) if one.flexible else one for one in offered if not why_not(one)]
     if not fitting:
-        raise NoOfferingError(refusal(wanted, offered, policy, arch))
+        raise NoOfferingError(refusal(wanted, offered, policy, need.arch))
     return in_order(fitting, need, policy)
 
 

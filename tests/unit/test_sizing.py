@@ -367,6 +367,8 @@ archs = st.sampled_from(["", *ARCHS])
 
 def does(wanted: Requirements, one: Offering, policy: Policy, arch: str, offered: list[Offering]) -> bool:
     """Written as the documentation has it."""
+    if not arch and wanted.rule is not Rule.MACHINE_TYPE:
+        arch = next((other.arch for other in offered if other.instance_type == policy.default_type), "")
     if arch and one.arch != arch:
         return False
     if wanted.rule is Rule.MACHINE_TYPE:
