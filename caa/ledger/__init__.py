@@ -7,6 +7,7 @@ outside this package speaks SQL, and nothing of SQLAlchemy leaves it.
 from caa.ledger.errors import (
     AlreadyExists,
     AttemptExists,
+    LeaseLostError,
     LedgerError,
     LimitReachedError,
     SandboxExists,
@@ -21,6 +22,7 @@ __all__ = [
     "AttemptExists",
     "Cursor",
     "Ledger",
+    "LeaseLostError",
     "LedgerError",
     "LimitReachedError",
     "SandboxExists",

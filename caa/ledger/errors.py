@@ -34,6 +34,10 @@ class LimitReachedError(Exception):
         self.count = count
 
 
+class LeaseLostError(Exception):
+    """Somebody else has the lease by now. Nothing was written, and nothing of the kind may be done any more."""
+
+
 class TunnelTaken(Exception):
     """Another sandbox of the node, not over yet, has this tunnel id. Nothing was written."""
 

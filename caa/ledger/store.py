@@ -30,6 +30,7 @@ from caa.ledger.errors import (
     StaleWriteError,
     TunnelTaken,
 )
+from caa.ledger.images import ImageStore
 from caa.ledger.rows import (
     ATTEMPT_MUTABLE,
     SANDBOX_MUTABLE,
@@ -103,6 +104,7 @@ class Ledger:
         # the slowest of 1,500 writes took 2.1 s, and 0.2 s with a lock to queue at. Other processes still poll.
         self._turn = threading.Lock() if self._engine.dialect.name == "sqlite" else None
         self.account = AccountStore(self._read, self._write)
+        self.images = ImageStore(self._read, self._write)
 
     def __repr__(self) -> str:
         return f"Ledger({masked(self._url)!r})"

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest migration. Revisions are numbers of four digits, so that older and newer can be told apart
 without loading Alembic (100 ms and 10 MB that `caa serve` need not pay)."""
 
@@ -178,4 +178,49 @@ unavailable_offerings = Table(
     _required("quota", Boolean),
     _required("reason", Text),
     _required("message", Sentence),
+)
+
+# Pod VM images that are built here.
+images = Table(
+    "images",
+    metadata,
+    _required("id", Text, primary_key=True),
+    _required("cluster", Text),
+    _required("account", Text),
+    _required("source", Text),
+    _required("state", Text),
+    _required("created_at", UtcDateTime),
+    _required("changed_at", UtcDateTime),
+    _required("digest", Text),
+    _required("arch", Text),
+    _required("image_id", Text),
+    _required("phase", Text),
+    _required("done", BigInteger),
+    Column("total", BigInteger),
+    _required("rate", Double),
+    _required("resources", JSON),
+    _required("measurements", JSON),
+    _required("blocks", LargeBinary),
+    _required("attempts", Integer),
+    _required("failures", Integer),
+    Column("retry_at", UtcDateTime),
+    _required("reason", Text),
+    _required("failure", Sentence),
+    _required("cancelled", Boolean),
+    _required("version", Integer),
+)
+
+# Of a cluster's images in an account at most one is being built, and at most one is what pod VMs boot.
+for _name, _states in (("uq_images_open", "'building', 'failed'"), ("uq_images_ready", "'ready'")):
+    _where = text(f"state IN ({_states})")
+    Index(_name, images.c.cluster, images.c.account, unique=True, sqlite_where=_where, postgresql_where=_where)
+
+# Who may do what only one may do at a time. `until` is seconds since the epoch, by the clock that all holders share.
+leases = Table(
+    "leases",
+    metadata,
+    _required("name", Text, primary_key=True),
+    _required("holder", Text),
+    _required("fence", BigInteger),
+    _required("until", Double),
 )

@@ -32,7 +32,9 @@ def problems(ec2: Ec2, keys: AwsKeys, catalog: Catalog) -> list[Problem]:
     if refused:
         return [refused]
     found: list[Problem] = []
-    image = _try(found, "PODVM_AMI_ID", lambda: catalog.image(keys.ami_id))
+    image = _try(found, "PODVM_AMI_ID", lambda: catalog.image(keys.ami_id)) if keys.ami_id else None
+    if not keys.ami_id:
+        found.append(Problem("PODVM_AMI_ID", "is not set, and no image was built yet", image_missing=True))
     subnets = _try(found, "AWS_SUBNET_ID", catalog.subnets) or ()
     groups = _try(found, "AWS_SG_IDS", catalog.security_groups) or ()
     for key, check in (

@@ -26,11 +26,12 @@ CONNECTIONS = 16
 
 
 class Ec2:
-    """Calls of the EC2 API by their names, with the contract's errors."""
+    """Calls of the EC2 API by their names, with the contract's errors. `service` may be another one of AWS's APIs."""
 
-    def __init__(self, keys: AwsKeys, worker: WorkerMetadata) -> None:
+    def __init__(self, keys: AwsKeys, worker: WorkerMetadata, service: str = "ec2") -> None:
         self._keys = keys
         self._worker = worker
+        self._service = service
         self._lock = threading.Lock()
         self._session = _session(keys)
         self._client: Any = None
@@ -100,9 +101,9 @@ class Ec2:
             with self._lock:
                 if self._client is None:
                     try:
-                        self._client = self._session.client("ec2", region_name=region, config=_config())
+                        self._client = self._session.client(self._service, region_name=region, config=_config())
                     except (BotoCoreError, ValueError) as error:
-                        raise UnavailableError("NoClient", f"no EC2 client for AWS_REGION={region}: {error}") from error
+                        raise UnavailableError("NoClient", f"no client of {self._service} for AWS_REGION={region}: {error}") from error
         return self._client
 
 

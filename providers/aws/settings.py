@@ -105,9 +105,10 @@ class AwsKeys(Keys):
         "", alias="AWS_REGION", pattern=r"^[a-z0-9-]*$", description="Region of the pod VMs; the worker's if not set."
     )
     ami_id: str = Field(
+        "",
         alias="PODVM_AMI_ID",
-        pattern=r"^ami-",
-        description="Image that pod VMs boot from, such as ami-0123456789abcdef0.",
+        pattern=r"^(ami-.*)?$",
+        description="Image that pod VMs boot from, such as ami-0123456789abcdef0; without one it is built.",
     )
     instance_type: str = Field(
         "m6a.large",

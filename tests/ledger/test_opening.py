@@ -262,5 +262,5 @@ def test_upgrading_works_from_any_directory_without_an_ini_file(tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "0003\n"
+    assert done.stdout == f"{SCHEMA_REVISION}\n"
     assert done.stderr == ""

@@ -29,6 +29,7 @@ from werkzeug.serving import make_server
 from tests.clouds.aws import quotas
 from tests.clouds.aws.conditions import Conditions
 from tests.clouds.aws.control import Control
+from tests.clouds.aws.ebs import EbsError
 from tests.clouds.aws.errors import Ec2Error
 from tests.clouds.aws.instance import EmulatedInstance
 from tests.clouds.aws.overlay import Overlay
@@ -46,9 +47,9 @@ class Application:
 
     def __init__(self, region: str) -> None:
         self._conditions = Conditions()
-        overlay = Overlay(self._conditions)
-        overlay.install()
-        self._control = Control(self._conditions, overlay, region)
+        self._overlay = Overlay(self._conditions)
+        self._overlay.install()
+        self._control = Control(self._conditions, self._overlay, region)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
 
@@ -65,11 +66,17 @@ class Application:
             )
             return [answer]
         environ["wsgi.input"] = io.BytesIO(body)
-        with self._lock:
-            return self._answer_cloud(environ, body, start_response)
+        ebs = self._overlay.ebs
+        ebs.in_flight += path.startswith("/snapshots/")
+        ebs.most_in_flight = max(ebs.most_in_flight, ebs.in_flight)
+        try:
+            with self._lock:
+                return self._answer_cloud(environ, body, start_response)
+        finally:
+            ebs.in_flight -= path.startswith("/snapshots/")
 
     def _answer_cloud(self, environ: dict[str, Any], body: bytes, start_response: StartResponse) -> list[bytes]:
-        action = parse_qs(body.decode("utf-8", "replace")).get("Action", ["-"])[0]
+        action = _action(environ, body)
         EmulatedInstance.settle()
         started: list[Any] = []
         try:
@@ -77,6 +84,8 @@ class Application:
             answer = b"".join(self._moto(environ, lambda *given: started.extend(given)))
         except Ec2Error as error:
             started, answer = _error_head(error), error.body
+        except EbsError as error:
+            started, answer = [f"{error.code} {error.name}", error.get_headers()], error.get_body().encode()
         except NotImplementedError as error:
             failure = Ec2Error("UnsupportedOperation", f"not emulated: {error}")
             started, answer = _error_head(failure), failure.body
@@ -123,6 +132,17 @@ class Application:
                 if EmulatedInstance.version != version or time.monotonic() >= deadline:
                     return self._control.guests()
             time.sleep(_WATCH_SECONDS)
+
+
+def _action(environ: dict[str, Any], body: bytes) -> str:
+    """Of the query protocol; of another API method and path, without what is different in each call."""
+    path = environ.get("PATH_INFO", "")
+    if path.startswith("/snapshots"):
+        method = environ["REQUEST_METHOD"]
+        return {"PUT": "PutSnapshotBlock", "GET": "ListSnapshotBlocks"}.get(
+            method, "CompleteSnapshot" if path.startswith("/snapshots/completion/") else "StartSnapshot"
+        )
+    return parse_qs(body.decode("utf-8", "replace")).get("Action", ["-"])[0]
 
 
 def _error_head(error: Ec2Error) -> list[Any]:

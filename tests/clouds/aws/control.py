@@ -103,6 +103,16 @@ class Control:
             "volumes": sum(len(backend.volumes) for backend in self._all()),
         }
 
+    def disks(self) -> dict[str, Any]:
+        """Images and snapshots that there are, and what the EBS direct APIs got."""
+        images = [image for backend in self._all() for image in backend.amis.values()]
+        snapshots = [one for backend in self._all() for one in backend.snapshots.values()]
+        return {
+            "images": {image.id: image.name for image in images},
+            "snapshots": {one.id: one.status for one in snapshots if one.from_ami or one.get_tags()},
+            "ebs": self._overlay.ebs.describe(),
+        }
+
     def end(self, instance_id: str, code: str, message: str = "") -> None:
         """Let EC2 end an instance by itself, e.g. code "Server.SpotInstanceTermination"."""
         self._instance(instance_id).end(code, message or code)
@@ -122,6 +132,7 @@ class Control:
         """Forget everything, conditions and clock included."""
         moto_api_backend.reset()
         self._overlay.tokens.clear()
+        self._overlay.ebs.reset()
         EmulatedInstance.moving.clear()
         EmulatedInstance.version += 1
         vars(self._conditions).update(vars(Conditions()))

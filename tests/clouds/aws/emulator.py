@@ -111,6 +111,10 @@ class AwsEmulator:
         """calls and errors by action, states, tokens (token -> ids), interfaces, volumes."""
         return dict(self._do("counters"))
 
+    def disks(self) -> dict[str, Any]:
+        """images (id -> name), snapshots of anybody's making (id -> status), ebs: what its direct APIs got."""
+        return dict(self._do("disks"))
+
     def end(self, instance_id: str, code: str, message: str = "") -> None:
         """Let EC2 end an instance by itself, e.g. "Server.SpotInstanceTermination"."""
         self._do("end", instance_id=instance_id, code=code, message=message)

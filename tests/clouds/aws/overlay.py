@@ -23,7 +23,9 @@ from moto.ec2.responses import EC2Response
 from moto.ec2.utils import filter_dict_attribute_mapping, is_tag_filter
 
 from tests.clouds.aws.conditions import MAX_PAGE, Conditions
+from tests.clouds.aws.ebs import Ebs
 from tests.clouds.aws.errors import Ec2Error
+from tests.clouds.aws.image import deregister_image, register_image
 from tests.clouds.aws.instance import EmulatedInstance
 from tests.clouds.aws.subnet import EmulatedSubnet
 
@@ -50,10 +52,12 @@ class Overlay:
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
         self.tokens: dict[tuple[str, str, str, str], Launch] = {}
+        self.ebs = Ebs()
         self._original_run: Callable[[EC2Response], ActionResult] = EC2Response.run_instances
 
     def install(self) -> None:
         """Put everything in moto's place, once in a process."""
+        self.ebs.install()
         EmulatedInstance.conditions = self.conditions
         moto_instances.Instance = EmulatedInstance  # type: ignore[misc]
         moto_subnets.Subnet = EmulatedSubnet  # type: ignore[misc]
@@ -64,6 +68,8 @@ class Overlay:
             "describe_instances": self.describe_instances,
             "terminate_instances": self.terminate_instances,
             "describe_instance_types": self.describe_instance_types,
+            "register_image": register_image,
+            "deregister_image": deregister_image,
         }
         for name, method in replaced.items():
             setattr(EC2Response, name, _bound(method))

@@ -1,0 +1,205 @@
+"""One build under way: keeps its lease, its time limits, and the record of what it did.
+
+The lease is renewed from a thread, so that a long step of the builder does not lose it. Whatever ends the build (a lease
+that is lost, a cancellation, a phase that takes too long) is raised at the builder's next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Protocol
+
+from caa.ledger import LeaseLostError, LedgerError, StaleWriteError
+from caa.ledger.images import ImageStore
+from caa.podvmimage import Lease, PodVmImage
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 30.0
+"""How long a builder that died holds up the next one."""
+# Five renewals may fail before the lease is lost.
+RENEW_SECONDS = 5.0
+# How often progress is written down for others to see, at most.
+PROGRESS_SECONDS = 1.0
+
+DEADLINES: Mapping[str, float] = {
+    "source": 3600.0,  # a slow mirror; from nothing it takes about 90 s here
+    "upload": 3 * 3600.0,  # 400 MB at 40 kB/s
+    "import": 1800.0,  # what the cloud's own tools wait for
+    "register": 900.0,
+    "switch": 300.0,
+}
+"""Seconds that each phase may take, of one try."""
+
+
+class CancelledError(Exception):
+    """Somebody asked for the end of this build."""
+
+
+class DeadlineExceededError(Exception):
+    """A phase took longer than it may."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(f"the phase {phase!r} took longer than {DEADLINES[phase]:.0f} s")
+
+
+class Time(Protocol):
+    """The clock of a builder, which has no event loop."""
+
+    def now(self) -> datetime: ...
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class Keeper:
+    """Keeps a lease for as long as the context lasts, and looks whether somebody cancelled what is `watched`."""
+
+    def __init__(self, store: ImageStore, lease: Lease, time: Time) -> None:
+        self.lease = lease
+        self.why: Exception | None = None
+        """Why nothing more may be done under this lease."""
+        self.watched = ""
+        self._store = store
+        self._time = time
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Keeper:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._store.give_back_lease(self.lease)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                self._store.renew_lease(self.lease, LEASE_SECONDS, self._time.now())
+                watched = self._store.image(self.watched) if self.watched else None
+            except LeaseLostError as error:
+                self.why = error
+                return
+            except LedgerError as error:
+                log.warning("the lease cannot be renewed now: %s", error)
+                continue
+            if watched is not None and watched.cancelled:
+                self.why = CancelledError("somebody asked for the end of this build")
+
+
+class Work:
+    """The build of one image under one lease.
+
+    `tell` is called with the image whenever what others may see of it has changed.
+    """
+
+    def __init__(
+        self, store: ImageStore, image: PodVmImage, keeper: Keeper, time: Time, tell: Callable[[PodVmImage], None]
+    ) -> None:
+        self._store = store
+        self._image = image
+        self._keeper = keeper
+        self._time = time
+        self._tell = tell
+        self._lock = threading.RLock()
+        self._began, self._base, self._written_at = time.monotonic(), 0, 0.0
+        self._late: DeadlineExceededError | None = None
+        keeper.watched = image.id
+
+    @property
+    def image(self) -> PodVmImage:
+        """As it was written down last."""
+        return self._image
+
+    # What publishers use: imagebuilder.publish.base.Work
+
+    @property
+    def token(self) -> str:
+        """The id of the image."""
+        return self._image.id
+
+    @property
+    def resources(self) -> Mapping[str, str]:
+        """Kind -> the cloud's id."""
+        return self._image.resources
+
+    @property
+    def blocks(self) -> bytes:
+        """Which parts of the disk the cloud has."""
+        return self._image.blocks
+
+    def phase(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """A phase begins, and with it its time."""
+        self.check()
+        with self._lock:
+            self._began, self._base = self._time.monotonic(), done
+            self.save(phase=name, total=total, done=done, rate=0.0)
+
+    def progress(self, done: int) -> None:
+        """Written down once a second at most."""
+        self.check()
+        with self._lock:
+            if self._time.monotonic() - self._written_at >= PROGRESS_SECONDS:
+                self.save(done=done, rate=self._rate(done))
+
+    def note(self, kind: str, identity: str) -> None:
+        """Write a resource down."""
+        with self._lock:
+            others = {key: value for key, value in self._image.resources.items() if key != kind}
+            self.save(resources=others | ({kind: identity} if identity else {}))
+
+    def save_blocks(self, blocks: bytes, done: int) -> None:
+        """Write down which parts of the disk the cloud has."""
+        with self._lock:
+            self.save(blocks=blocks, done=done, rate=self._rate(done))
+
+    def check(self) -> None:
+        """Raise why the build must end, if it must."""
+        phase = self._image.phase
+        if phase and self._time.monotonic() - self._began > DEADLINES[phase]:
+            self._late = self._late or DeadlineExceededError(phase)
+        why = self._keeper.why or self._late
+        if why is not None:
+            raise why
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, a second at a time, for the end may come meanwhile."""
+        until = self._time.monotonic() + seconds
+        while (left := until - self._time.monotonic()) > 0:
+            self.check()
+            self._time.sleep(min(left, 1.0))
+        self.check()
+
+    # What the builder uses
+
+    def save(self, **changes: Any) -> PodVmImage:
+        """Write the image down with these changes. Raises LeaseLostError, and for good after that."""
+        with self._lock:
+            changed = replace(self._image, **changes, changed_at=self._time.now())
+            try:
+                self._image = self._store.save(changed, self._keeper.lease)
+            except (LeaseLostError, StaleWriteError) as error:
+                self._keeper.why = error
+                raise
+            self._written_at = self._time.monotonic()
+        self._tell(self._image)
+        return self._image
+
+    def restart(self) -> None:
+        """A new try begins, with its own time."""
+        self._late = None
+        self._began = self._time.monotonic()
+
+    def _rate(self, done: int) -> float:
+        seconds = self._time.monotonic() - self._began
+        return max(0.0, (done - self._base) / seconds) if seconds > 0 else 0.0

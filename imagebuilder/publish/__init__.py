@@ -1,0 +1,1 @@
+"""From a disk to an image of a cloud: one publisher for each cloud."""
