@@ -31,7 +31,7 @@ test: lint lab ## everything, with the count at the end
 	$(BIN)/pytest -n 2
 
 soak: lab ## the long fault runs
-	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/clouds/test_service_reload.py
+	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/clouds/test_service_reload.py tests/clouds/test_image_aws.py
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay

@@ -1,7 +1,7 @@
 """One build under way: keeps its lease, its time limits, and the record of what it did.
 
-The lease is renewed from a thread, so that a long step of the builder does not lose it. Whatever ends the build (a lease
-that is lost, a cancellation, a phase that takes too long) is raised at the builder's next step.
+The lease is renewed from a thread, so that a long step of the builder does not lose it. Whatever ends the build (a
+lease that is lost, a cancellation, a phase that takes too long) is raised at the builder's next step.
 """
 
 from __future__ import annotations
@@ -82,19 +82,21 @@ class Keeper:
         self._thread.join()
         self._store.give_back_lease(self.lease)
 
+    def look_at(self, image: PodVmImage | None) -> None:
+        """See whether somebody cancelled it."""
+        if image is not None and image.cancelled and self.why is None:
+            self.why = CancelledError("somebody asked for the end of this build")
+
     def _keep(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
                 self._store.renew_lease(self.lease, LEASE_SECONDS, self._time.now())
-                watched = self._store.image(self.watched) if self.watched else None
+                self.look_at(self._store.image(self.watched) if self.watched else None)
             except LeaseLostError as error:
                 self.why = error
                 return
             except LedgerError as error:
                 log.warning("the lease cannot be renewed now: %s", error)
-                continue
-            if watched is not None and watched.cancelled:
-                self.why = CancelledError("somebody asked for the end of this build")
 
 
 class Work:
@@ -192,6 +194,7 @@ class Work:
                 self._keeper.why = error
                 raise
             self._written_at = self._time.monotonic()
+            self._keeper.look_at(self._image)
         self._tell(self._image)
         return self._image
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
+from caa.holder import is_dead
 from caa.imagework import LEASE_SECONDS, CancelledError, DeadlineExceededError, Keeper, Time, Work
-from caa.ledger import LeaseLostError, LedgerError, StaleWriteError
+from caa.ledger import LeaseLostError, StaleWriteError
 from caa.ledger.images import ImageStore
 from caa.podvmimage import Held, ImageState, PodVmImage
-from imagebuilder.publish.base import Content, ImageName, Publisher
-from imagebuilder.tools import BuildError
+from imagebuilder.errors import ImageError
+from imagebuilder.publish.base import ImageName, Publisher
+from imagebuilder.sources import Disk, Progress
 from providers.base import DeniedError, InvalidRequestError, ProviderError
 
 log = logging.getLogger(__name__)
@@ -56,24 +58,17 @@ class WriteBackError(Exception):
 class Source(Protocol):
     """What images are made from."""
 
-    name: str
-    """For people; without secrets."""
+    @property
+    def name(self) -> str:
+        """For people; without secrets."""
+        ...
 
-    def obtain(self, progress: Callable[[int, int | None], None]) -> Disk:
-        """The disk, made or fetched now. Raises BuildError; `progress` is called with bytes done and in all."""
+    def obtain(self, progress: Progress) -> Disk:
+        """The disk, made or fetched now. Raises ImageError."""
         ...
 
     def clear(self) -> None:
         """Remove what `obtain` left on this machine."""
-        ...
-
-
-class Disk(Content, Protocol):
-    """A disk with what its maker measured."""
-
-    @property
-    def measurements(self) -> dict[str, str]:
-        """Name -> digest, for attestation."""
         ...
 
 
@@ -116,7 +111,8 @@ class Imaging:
     def ensure(self) -> PodVmImage:
         """The image that pod VMs boot, built now if there is none. Waits for whoever builds already.
 
-        Raises ImageFailedError, ProviderError, LedgerError.
+        Not for when the configuration names one (`Publisher.configured`). Raises ImageFailedError, ProviderError,
+        LedgerError.
         """
         while True:
             ready = self.store.ready(self.cluster, self.account)
@@ -190,7 +186,7 @@ class Imaging:
     @contextlib.contextmanager
     def _lease(self) -> Iterator[Keeper | None]:
         """The lease, kept; or None while somebody else has it."""
-        taken = self.store.take_lease(self._lease_name, self.holder, LEASE_SECONDS, self.time.now())
+        taken = self.store.take_lease(self._lease_name, self.holder, LEASE_SECONDS, self.time.now(), is_dead)
         if isinstance(taken, Held):
             image = self.store.open(self.cluster, self.account)
             if image is not None:
@@ -251,11 +247,9 @@ class Imaging:
         work.save(attempts=image.attempts + 1, retry_at=None, reason="", failure="", phase="", done=0, total=None)
         try:
             self._make(work)
-        except PERMANENT as error:
-            self._fail(work, error.reason, str(error))
-        except (ProviderError, BuildError, OSError, DeadlineExceededError) as error:
-            reason = error.reason if isinstance(error, ProviderError) else _reason(error)
-            if work.image.failures + 1 >= MAX_FAILURES:
+        except (ProviderError, ImageError, OSError, DeadlineExceededError) as error:
+            reason = _reason(error)
+            if _is_permanent(error) or work.image.failures + 1 >= MAX_FAILURES:
                 self._fail(work, reason, str(error))
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2**work.image.failures)
             log.warning("the pod VM image is tried again in %.0f s: %s", wait, error)
@@ -271,7 +265,7 @@ class Imaging:
 
     def _make(self, work: Work) -> None:
         work.phase("source")
-        disk = self.source.obtain(lambda done, total: self._obtaining(work, done, total))
+        disk = self.source.obtain(lambda _step, done, total: self._obtaining(work, done, total))
         work.check()
         if work.image.digest not in ("", disk.digest):
             # An earlier try made another disk of the same source; what it left must not be mixed with this one.
@@ -295,7 +289,7 @@ class Imaging:
         try:
             self.write_back.written(image_id)
         except WriteBackError as error:
-            log.warning("the image %s is ready, and could not be written to where it is configured: %s", image_id, error)
+            log.warning("the image %s could not be written to where it is configured: %s", image_id, error)
 
     @staticmethod
     def _obtaining(work: Work, done: int, total: int | None) -> None:
@@ -361,7 +355,11 @@ class Imaging:
             self.publisher.delete(ImageName(self.cluster, image.digest), image.resources)
 
 
+def _is_permanent(error: Exception) -> bool:
+    return isinstance(error, PERMANENT) or (isinstance(error, ImageError) and error.permanent)
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, LedgerError):
-        return "NoSpace" if error.errno == 28 else "IoError"
-    return "DeadlineExceeded" if isinstance(error, DeadlineExceededError) else "BuildFailed"
+    if isinstance(error, ProviderError | ImageError):
+        return error.reason
+    return "DeadlineExceeded" if isinstance(error, DeadlineExceededError) else "FileError"

@@ -90,7 +90,8 @@ class Lifecycle:
     async def start(self, sandbox_id: str, *, timeout: float | None = None) -> Sandbox:
         """Launch the sandbox's instance; returns when its agent answers. `timeout` in seconds.
 
-        Raises NotFoundError, ConflictError, StartFailedError (with the cloud's reason), DeadlineError.
+        Raises NotFoundError, ConflictError, StartFailedError (with the cloud's reason), DeadlineError, and
+        UnavailableError (ImageBuilding, ImageFailed), after which the sandbox may be started later.
         """
         sandbox = await self._get(sandbox_id)
         flight = self._flights.get(sandbox_id)
@@ -99,6 +100,9 @@ class Lifecycle:
                 return sandbox
             if sandbox.state not in (SandboxState.CREATED, SandboxState.STARTING):
                 raise ConflictError(_cannot_start(sandbox))
+            refusal = self._node.image_refusal()
+            if refusal is not None and sandbox.state is SandboxState.CREATED:
+                raise refusal
             flight = self._take_off(sandbox_id)
         flight.callers += 1
         try:

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 from caa.agentproxy.control import ProxyControl
 from caa.clock import Clock
 from caa.cloud import Cloud
+from caa.errors import CallError
 from caa.guestconfig import TlsProfile
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
@@ -62,6 +63,8 @@ class Node:
     forwarder_port: int
     current: Current
     prices: Mapping[tuple[str, str], float] = field(default_factory=dict)  # see caa.sizing.Policy
+    image_refusal: Callable[[], CallError | None] = lambda: None
+    """Why no sandbox can start for want of a pod VM image, if that is so."""
 
     @property
     def proxy_timeout(self) -> float:

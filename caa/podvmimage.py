@@ -1,9 +1,9 @@
-"""The pod VM image as the ledger knows it: one row for each image that was ever built, and the lease of its builder. Pure.
+"""The pod VM image as the ledger knows it: a row for each image that was ever built, and its builder's lease. Pure.
 
-    building --> ready --> retired --> deleting --> deleted
-       |  ^        |                      ^
-       v  |        +----------------------+
-      failed -----------------------------+
+building --> ready --> retired --> deleting --> deleted
+   |  ^        |                      ^
+   v  |        +----------------------+
+  failed -----------------------------+
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class PodVmImage:
                 return f"is being built: it is tried again after {self.reason}: {self.failure}"
             case ImageState.BUILDING:
                 share = self.share
-                return f"is being built: {self.phase or 'source'}" + (f", {share * 100:.0f} %" if share is not None else "")
+                return f"is being built: {self.phase or 'source'}" + (
+                    f", {share * 100:.0f} %" if share is not None else ""
+                )
             case ImageState.FAILED:
                 return f"could not be built, {self.reason}: {self.failure}; `caa image retry` tries again"
             case _:

@@ -67,12 +67,15 @@ class Reload:
         merged: Merged,
         node: Node,
         make: Callable[[Mapping[str, str]], configuring.Configured] = configuring.build,
+        overlay: Callable[[Mapping[str, str]], Mapping[str, str]] = lambda values: values,
     ) -> None:
         self._sources = sources
         self._node = node
         self._make = make
-        self._started_with = merged.values
-        self._running = merged.values
+        self._overlay = overlay
+        self._considering = asyncio.Lock()
+        self._started_with = overlay(merged.values)
+        self._running = self._started_with
         self._kept = configuring.restart_keys(node.current.settings.cloud_provider)
         self._known = configuring.known_names()
         # Not what the directories are now: they may have changed since they were read.
@@ -111,10 +114,20 @@ class Reload:
             return
         await self._consider(merged)
 
+    async def take_over(self) -> bool:
+        """The overlay changed. Whether it applies now; if not, the status says why."""
+        await self._consider(await asyncio.to_thread(self._sources.read))
+        return self._status.refused is None
+
     async def _consider(self, merged: Merged) -> None:
+        async with self._considering:
+            await self._consider_alone(merged)
+
+    async def _consider_alone(self, merged: Merged) -> None:
         warnings = self._warnings(merged)
+        wanted = self._overlay(merged.values)
         _tell(one for one in warnings if one not in self._status.warnings)
-        effective, waiting = configuring.keep(self._started_with, merged.values, self._kept)
+        effective, waiting = configuring.keep(self._started_with, wanted, self._kept)
         changed = configuring.differing(self._running, effective, self._known)
         self._status = replace(self._status, warnings=warnings)
         if not changed and not waiting:
@@ -122,7 +135,7 @@ class Reload:
             return
         try:
             # All of it, also what waits for a restart: that must not fail then.
-            await asyncio.to_thread(configuring.read, merged.values)
+            await asyncio.to_thread(configuring.read, wanted)
             if changed:
                 await self._take_over(effective)
         except ConfigError as error:

@@ -18,7 +18,6 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 
-import caa
 from caa import configuring
 from caa.agentproxy.control import ProxyControl
 from caa.agentproxy.spawn import ensure_proxy
@@ -31,6 +30,7 @@ from caa.clock import SystemClock
 from caa.cloud import Cloud
 from caa.ending import Ending
 from caa.guestconfig import TlsProfile
+from caa.imagewatch import ImageWatch
 from caa.knownkeys import Suspect, suspects
 from caa.ledger import Ledger, LedgerError, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
@@ -47,8 +47,7 @@ from caa.sources import Merged, Sources
 from caa.starting import Starting
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
-from imagebuilder.ensure import ensure_image
-from imagebuilder.errors import ImageError
+from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
 log = logging.getLogger(__name__)
@@ -80,8 +79,9 @@ def run(environ: MutableMapping[str, str]) -> int:
 class Health:
     """What the health routes say."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: ImageWatch) -> None:
         self.waiting_for = ["the first reconcile round"]
+        self._images = images
 
     def live(self) -> bool:
         """The event loop answers; nothing else may make an orchestrator kill this process."""
@@ -93,7 +93,8 @@ class Health:
 
     def ready(self) -> list[str]:
         """Why calls cannot be served now; empty when they can."""
-        return list(self.waiting_for)
+        refusal = self._images.refusal()
+        return [*self.waiting_for, *([str(refusal)] if refusal else [])]
 
 
 async def _serve(configured: configuring.Configured, sources: Sources, merged: Merged) -> None:
@@ -103,16 +104,19 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         stack.enter_context(_only_one(settings.state_dir))
         ledger = _open_ledger(settings)
         stack.callback(ledger.close)
-        provider = await _checked(configured, merged.values)
         ledger_threads = LedgerThreads()
         stack.push_async_callback(ledger_threads.close)
         clock = SystemClock()
+        images = _images(settings, merged, ledger, ledger_threads, clock)
+        stack.push_async_callback(images.close)
+        configured = await _with_image(configured, images, merged.values)
+        provider = await _checked(configured, images)
         limiter = Limiter(ledger.account, ledger_threads, clock, provider.account, provider.limits)
         cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), clock, limiter)
         stack.push_async_callback(cloud.close)
         tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings)
         stack.push_async_callback(tunnels.close)
-        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels, prices)
+        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -121,9 +125,9 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
 
         lifecycle = Lifecycle(node, Starting(node, ending, end_other), ending)
         stack.push_async_callback(lifecycle.close)
-        health = Health()
-        reload = Reload(sources, merged, node)
-        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload))
+        health = Health(images)
+        reload = Reload(sources, merged, node, overlay=images.overlay)
+        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload, images))
         await ensure_proxy(settings.run_dir, settings.state_dir)
         reconciler = Reconciler(
             node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
@@ -136,7 +140,7 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         gc.freeze()
         health.waiting_for.clear()
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
-        for endless in (reconciler.run(), reload.run()):
+        for endless in (reconciler.run(), reload.run(), images.run(reload.take_over)):
             stack.callback(asyncio.create_task(endless).cancel)
         await _told_to_stop()
         health.waiting_for.append("the service is stopping")
@@ -164,45 +168,50 @@ def _open_ledger(settings: Settings) -> Ledger:
         raise ConfigError([Problem("CAA_LEDGER_URL", str(error))]) from error
 
 
-async def _checked(configured: configuring.Configured, environ: Mapping[str, str]) -> Provider:
-    """The provider, when the cloud has what the configuration names. Raises ConfigError."""
+def _images(
+    settings: Settings, merged: Merged, ledger: Ledger, threads: LedgerThreads, clock: SystemClock
+) -> ImageWatch:
+    """What has the pod VM image built, where that is possible. Raises ConfigError."""
+    cloud = settings.cloud_provider
+    publisher = publishers.load(cloud, merged.values) if publishers.supported(cloud) else None
+    environ = merged.over(os.environ)
+    return ImageWatch(settings, merged.values, environ, publisher, ledger, threads, clock)
+
+
+async def _with_image(
+    configured: configuring.Configured, images: ImageWatch, values: Mapping[str, str]
+) -> configuring.Configured:
+    """The configuration with the image that was built here, if it names none. Raises ConfigError."""
+    try:
+        await images.find()
+    except ProviderError as error:
+        configured.provider.close()
+        raise ConfigError([Problem("CLOUD_PROVIDER", f"{configured.settings.cloud_provider!r}: {error}")]) from error
+    with_image = images.overlay(values)
+    if with_image is values:
+        return configured
+    await asyncio.to_thread(configured.provider.close)
+    return configuring.build(with_image)
+
+
+async def _checked(configured: configuring.Configured, images: ImageWatch) -> Provider:
+    """The provider, when the cloud has what the configuration names, but for an image that can be built.
+
+    Raises ConfigError.
+    """
     settings, provider = configured.settings, configured.provider
     try:
         problems = await asyncio.to_thread(provider.check)
-        if problems and all(problem.image_missing for problem in problems):
-            await asyncio.to_thread(_make_image, settings, environ, problems)
-            problems = await asyncio.to_thread(provider.check)
     except ProviderError as error:
         problems = [Problem("CLOUD_PROVIDER", f"{settings.cloud_provider!r}: {error}")]
+    if problems and all(problem.image_missing for problem in problems) and images.key:
+        log.info("%s", ConfigError(problems))
+        images.needed = True
+        return provider
     if problems:
         provider.close()
         raise ConfigError(problems)
     return provider
-
-
-def _make_image(settings: Settings, environ: Mapping[str, str], missing: list[Problem]) -> None:
-    """The one thing that is wrong can be mended here: build the image, or say why that cannot be."""
-
-    said = ""
-
-    def say(phase: str, _done: int, _total: int | None) -> None:
-        nonlocal said
-        if phase != said:
-            log.info("the pod VM image is being built: %s", phase)
-        said = phase
-
-    log.info("%s", ConfigError(missing))
-    try:
-        ensure_image(
-            settings.cloud_provider,
-            environ,
-            guest_source=Path(caa.__file__).parent,
-            payload=settings.payload,
-            progress=say,
-        )
-    except ImageError as error:
-        told = [Problem(one.key, f"{one.message}; it cannot be built here: {error}") for one in missing]
-        raise ConfigError(told) from error
 
 
 def _node(
@@ -213,6 +222,7 @@ def _node(
     cloud: Cloud,
     tunnels: Tunnels,
     prices: Prices,
+    images: ImageWatch,
 ) -> Node:
     profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
     if settings.ca_cert_file:
@@ -233,16 +243,17 @@ def _node(
         forwarder_port=settings.forwarder_port,
         current=Current(settings),
         prices=prices,
+        image_refusal=images.refusal,
     )
 
 
 @contextlib.asynccontextmanager
 async def _doors(
-    settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health, reload: Reload
+    settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health, reload: Reload, images: ImageWatch
 ) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload), settings)
+    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload, images), settings)
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

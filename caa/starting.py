@@ -166,7 +166,8 @@ class Starting:
             if launched:
                 return launched
         wanted = requirements(sandbox.annotations)
-        image = node.policy.image(wanted)
+        # By name: what is configured may be another one when the attempt has to be made again.
+        image = node.policy.image(wanted) or node.cloud.default_image
         offerings = await self._ranked(sandbox.id, wanted, image)
         for sentence in ignored(wanted, offerings) if not attempts else ():
             await node.record(sandbox.id, "Ignored", sentence)

@@ -29,6 +29,7 @@ class Bars:
             Progress,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
             TransferSpeedColumn,
         )
 
@@ -39,6 +40,7 @@ class Bars:
                 BarColumn(),
                 DownloadColumn(binary_units=True),
                 TransferSpeedColumn(),
+                TimeRemainingColumn(),
                 TimeElapsedColumn(),
                 console=console,
             )

@@ -4,52 +4,168 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import caa
 from caa.cli import imagebuild
 from caa.cli.bars import Bars
-from caa.cli.main import fail
+from caa.cli.main import FAILED, fail
+
+if TYPE_CHECKING:
+    from caa.imaging import Imaging
+    from caa.podvmimage import PodVmImage
+    from caa.settings import Settings
+    from imagebuilder.publish.base import Publisher
+
+_VERBS = {
+    "ensure": "build and publish the image if there is none",
+    "status": "which image pod VMs boot, and how far one that is being built is",
+    "list": "every image that was built for this cluster",
+    "refresh": "build the image anew; the one before goes when no sandbox needs it any more",
+    "retry": "try again to build the image that could not be built",
+    "delete": "remove every image that was built for this cluster; never one of somebody else",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`build` and `ensure`."""
+    """The verbs."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     imagebuild.add_arguments(verbs)
-    ensure = verbs.add_parser("ensure", help="build and publish the image if the cloud has none")
-    ensure.add_argument("--json", action="store_true", help="for programs")
+    for verb, summary in _VERBS.items():
+        verbs.add_parser(verb, help=summary).add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Do it."""
-    return imagebuild.run(args, environ) if args.verb == "build" else _ensure(args, environ)
+    return imagebuild.run(args, environ) if args.verb == "build" else _with_cloud(args, environ)
 
 
-def _ensure(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Imported here, so that `caa image --help` stays quick.
+    from caa import imagesetup
+    from caa.imaging import ImageFailedError, ImageInUseError
+    from caa.ledger import LedgerError
     from caa.settings import load
-    from imagebuilder.ensure import ensure_image
     from imagebuilder.errors import ImageError
     from providers.base import ConfigError, ProviderError
 
-    begun = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
     try:
         settings = load(environ)
-        with Bars("image", quiet=args.json) as progress:
-            ensured = ensure_image(
-                settings.cloud_provider,
-                environ,
-                guest_source=Path(caa.__file__).parent,
-                payload=settings.payload,
-                progress=progress,
-            )
-    except (ConfigError, ImageError, ProviderError) as error:
+        if not imagesetup.supported(settings):
+            return _say(args, {"image": "", "state": "unsupported", "built": False}, _unsupported(settings))
+        with imagesetup.publisher(settings, environ) as publisher, Bars("image", quiet=args.json) as bars:
+            return _run(args, settings, publisher, lambda image: _show(bars, image))
+    except (ConfigError, ImageError, ProviderError, LedgerError, ImageFailedError, ImageInUseError) as error:
         fail(str(error))
+
+
+def _show(bars: Bars, image: PodVmImage) -> None:
+    if image.phase:
+        bars(image.phase, image.done, image.total)
+
+
+def _end(_signal: int, _frame: object) -> NoReturn:
+    """A builder that is told to end gives back its lease, so that the next one need not wait."""
+    raise SystemExit(FAILED)
+
+
+def _unsupported(settings: Settings) -> str:
+    return f"images are not built for {settings.cloud_provider}: nothing to do"
+
+
+def _run(args: argparse.Namespace, settings: Settings, publisher: Publisher, tell: Callable[[PodVmImage], None]) -> int:
+    from caa import imagesetup
+
+    configured = publisher.configured()
+    if configured and args.verb == "ensure":
+        said = {"image": configured, "state": "configured", "built": False, "seconds": 0.0}
+        return _say(args, said, f"image {configured}: present ({publisher.key})")
+    with imagesetup.opened(settings) as store:
+        imaging = imagesetup.make(settings, publisher, store, tell)
+        match args.verb:
+            case "ensure" | "retry" | "refresh":
+                return _build(args, imaging, configured)
+            case "delete":
+                gone = [image.image_id or image.id for image in imaging.delete()]
+                return _say(args, {"deleted": gone}, "\n".join(f"image {one}: deleted" for one in gone))
+            case "status":
+                return _status(args, imaging, configured)
+            case _:
+                return _list(args, imaging)
+
+
+def _build(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
+    begun = time.monotonic()
+    before = imaging.store.ready(imaging.cluster, imaging.account)
+    if args.verb == "refresh" and configured and (before is None or before.image_id != configured):
+        fail(f"{imaging.publisher.key}={configured} was not built here; unset it to have an image built")
+    if args.verb == "retry" and not imaging.retry():
+        fail("no image failed", FAILED)
+    image = imaging.refresh() if args.verb == "refresh" else imaging.ensure()
+    imaging.sweep()
+    built = before is None or before.id != image.id
     seconds = round(time.monotonic() - begun, 1)
+    said = {"image": image.image_id, "state": str(image.state), "built": built, "seconds": seconds}
+    said |= {"digest": image.digest, "measurements": dict(image.measurements)}
+    return _say(args, said, f"image {image.image_id}: " + (f"built in {seconds} s" if built else "present"))
+
+
+def _status(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
+    image = imaging.store.open(imaging.cluster, imaging.account) or imaging.store.ready(
+        imaging.cluster, imaging.account
+    )
+    said: dict[str, Any] = {"configured": configured or None, "image": image_view(image) if image else None}
+    lines = [f"image {configured}: configured ({imaging.publisher.key})"] if configured else []
+    if image is not None:
+        lines.append(f"image {image.image_id or image.id}: {image.told()}")
+    return _say(args, said, "\n".join(lines) or "there is no image; `caa image ensure` builds one")
+
+
+def _list(args: argparse.Namespace, imaging: Imaging) -> int:
+    from caa.cli.tables import table
+
+    images = imaging.store.all(imaging.cluster, imaging.account)
     if args.json:
-        print(json.dumps({"image": ensured.name, "built": ensured.built, "seconds": seconds}))
-    else:
-        print(f"image {ensured.name}: " + (f"built in {seconds} s" if ensured.built else "present"))
+        print(json.dumps([image_view(image) for image in images], indent=2))
+        return 0
+    rows = [
+        (one.image_id or "-", str(one.state), one.source, one.digest[:12] or "-", f"{one.created_at:%Y-%m-%d %H:%M}")
+        for one in images
+    ]
+    table(("IMAGE", "STATE", "SOURCE", "DIGEST", "BEGUN"), rows)
+    return 0
+
+
+def image_view(image: PodVmImage) -> dict[str, Any]:
+    """An image for programs."""
+    return {
+        "id": image.id,
+        "image": image.image_id or None,
+        "state": str(image.state),
+        "account": image.account,
+        "source": image.source,
+        "digest": image.digest or None,
+        "arch": image.arch or None,
+        "phase": image.phase or None,
+        "bytes_done": image.done,
+        "bytes_total": image.total,
+        "bytes_per_second": round(image.rate),
+        "seconds_remaining": None if image.remaining is None else round(image.remaining),
+        "attempts": image.attempts,
+        "failures": image.failures,
+        "retry_at": image.retry_at.isoformat() if image.retry_at else None,
+        "reason": image.reason or None,
+        "failure": image.failure or None,
+        "resources": dict(image.resources),
+        "measurements": dict(image.measurements),
+        "created_at": image.created_at.isoformat(),
+        "changed_at": image.changed_at.isoformat(),
+    }
+
+
+def _say(args: argparse.Namespace, for_programs: dict[str, Any], for_people: str) -> int:
+    print(json.dumps(for_programs) if args.json else for_people)
     return 0

@@ -5,6 +5,7 @@ Fenced: a builder's write names its lease, and is refused once somebody else has
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
@@ -27,14 +28,24 @@ class ImageStore:
 
     # The lease. On PostgreSQL the database's clock counts instead of `now`, for holders on several nodes need one.
 
-    def take_lease(self, name: str, holder: str, seconds: float, now: datetime) -> Lease | Held:
-        """The lease of that name, if nobody has it or its time is up. `holder` is told to those who wait."""
+    def take_lease(
+        self,
+        name: str,
+        holder: str,
+        seconds: float,
+        now: datetime,
+        is_dead: Callable[[str], bool] = lambda _holder: False,
+    ) -> Lease | Held:
+        """The lease of that name, if nobody has it, its time is up, or its holder `is_dead` for certain.
+
+        `holder` is told to those who wait.
+        """
         with self._write() as connection:
             values = {"name": name, "holder": "", "fence": 0, "until": 0.0}
             connection.execute(_insert(connection, leases).values(values).on_conflict_do_nothing())
             row = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one()
             moment = _moment(connection, now)
-            if row.holder and row.until > moment:
+            if row.holder and row.until > moment and not is_dead(row.holder):
                 return Held(row.holder, row.until - moment)
             lease = Lease(name, holder, row.fence + 1)
             _set_lease(connection, lease, holder, moment + seconds)

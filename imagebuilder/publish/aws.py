@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from imagebuilder.publish.base import Content, ImageName, Work, arch_of
@@ -44,7 +45,15 @@ class AwsPublisher:
         self._keys = keys
         self._ec2 = Ec2(keys, worker)
         self._ebs = Ec2(keys, worker, "ebs")
-        self.account = f"aws/{self._ec2.region}"
+
+    @property
+    def account(self) -> str:
+        """The region. Clusters that share a ledger are taken to share the AWS account."""
+        return f"aws/{self._ec2.region}"
+
+    def configured(self) -> str:
+        """PODVM_AMI_ID. AWS is not asked."""
+        return self._keys.ami_id
 
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """See Publisher."""
@@ -73,11 +82,10 @@ class AwsPublisher:
     def delete(self, name: ImageName, resources: Mapping[str, str]) -> None:
         """See Publisher. The AMI first, for a snapshot that an AMI stands on cannot be deleted."""
         for image in self._tagged("describe_images", "Images", name, Owners=["self"]):
-            _unless_gone(
-                lambda one=image["ImageId"]: self._ec2.call("deregister_image", {"image": one}, ImageId=one)
-            )
+            image_id = image["ImageId"]
+            _unless_gone(partial(self._ec2.call, "deregister_image", {"image": image_id}, ImageId=image_id))
         for snapshot in self._tagged("describe_snapshots", "Snapshots", name, OwnerIds=["self"]):
-            _unless_gone(lambda one=snapshot["SnapshotId"]: self._ec2.call("delete_snapshot", SnapshotId=one))
+            _unless_gone(partial(self._ec2.call, "delete_snapshot", SnapshotId=snapshot["SnapshotId"]))
 
     def close(self) -> None:
         """Close the connections."""
@@ -175,7 +183,7 @@ class AwsPublisher:
 
     def _registered(self, name: ImageName, snapshot: str, arch: str, work: Work) -> dict[str, Any]:
         work.phase("register")
-        parameters = {
+        parameters: dict[str, Any] = {
             "Name": str(name),
             "Description": f"peer pod VM image {name.digest}",
             "Architecture": arch,
@@ -242,7 +250,7 @@ class _Sums:
         return base64.b64encode(hashlib.sha256(joined).digest()).decode()
 
 
-def _unless_gone(call: Any) -> None:
+def _unless_gone(call: Callable[[], object]) -> None:
     try:
         call()
     except ProviderError as error:

@@ -115,12 +115,23 @@ class Work(Protocol):
 class Publisher(Protocol):
     """One cloud. Every method may be repeated, and called by another process than the one before."""
 
-    account: str
-    """Where images are, such as aws/eu-west-1: the same text for all who share them."""
     key: str
     """The configuration key that names the image."""
     latest_key: str
     """The key under which the id of the newest image of ours is kept, for people; "" if there is none."""
+
+    @property
+    def account(self) -> str:
+        """Where images are, such as aws/eu-west-1: the same text for all who share them. Raises ProviderError."""
+        ...
+
+    def configured(self) -> str:
+        """The image that is to be used and not to be built; "" when it is for the builder to say.
+
+        Whatever a user named is taken for there, where the cloud gives images their ids. Where people give them their
+        names (libvirt), one that is missing is to be built under its name.
+        """
+        ...
 
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """Make the image and return its id, when pod VMs can be launched from it. Raises ProviderError."""

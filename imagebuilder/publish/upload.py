@@ -15,7 +15,7 @@ from imagebuilder.publish.base import Content, Work
 from imagebuilder.publish.blocks import BlockReader, BlockSet, data_blocks
 
 SENDERS = 16
-"""Requests in flight. A PutSnapshotBlock takes 50 to 100 ms, so this makes about 100 MB/s; more would only be memory."""
+"""Requests in flight. A block of 512 KiB takes EBS 50 to 100 ms, so this makes about 100 MB/s; more is only memory."""
 
 Send = Callable[[int, bytes], None]
 """Sends one block, given its number. Returns when the cloud has it."""

@@ -103,7 +103,9 @@ class Ec2:
                     try:
                         self._client = self._session.client(self._service, region_name=region, config=_config())
                     except (BotoCoreError, ValueError) as error:
-                        raise UnavailableError("NoClient", f"no client of {self._service} for AWS_REGION={region}: {error}") from error
+                        raise UnavailableError(
+                            "NoClient", f"no client of {self._service} for AWS_REGION={region}: {error}"
+                        ) from error
         return self._client
 
 

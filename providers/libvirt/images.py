@@ -41,6 +41,31 @@ def has_base_volume(keys: LibvirtKeys, name: str = "") -> bool:
         return volume is not None and storage.describe(volume).format == "qcow2"
 
 
+def is_base_of_another(keys: LibvirtKeys, name: str) -> bool:
+    """Whether a volume of the pool, such as the disk of a pod VM, stands on the base volume. Raises ProviderError."""
+    with _session(keys) as session:
+        volume = storage.find(session.pool, name)
+        if volume is None:
+            return False
+        path = storage.describe(volume).path
+        return any(storage.describe(one).backing == path for one in session.pool.listAllVolumes())
+
+
+def delete_base_volume(keys: LibvirtKeys, name: str) -> None:
+    """Delete the volume, and nothing else of the pool; absent is done. Raises ProviderError."""
+    with _session(keys) as session:
+        storage.delete(session.pool, name)
+
+
+def volume_state(keys: LibvirtKeys, name: str) -> str:
+    """ "" for no volume, "whole", or "unfinished" for one whose upload was broken off. Raises ProviderError."""
+    with _session(keys) as session:
+        volume = storage.find(session.pool, name)
+        if volume is None:
+            return ""
+        return "whole" if storage.describe(volume).format == "qcow2" else "unfinished"
+
+
 def upload_base_volume(
     keys: LibvirtKeys, path: Path, name: str = "", progress: Progress = lambda _sent, _total: None
 ) -> None:

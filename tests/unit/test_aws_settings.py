@@ -83,9 +83,10 @@ def test_a_bad_value_is_refused_by_its_key(key: str, value: str, says: str) -> N
     assert says in told
 
 
-def test_the_image_is_required() -> None:
-    with pytest.raises(ConfigError, match="PODVM_AMI_ID: is required"):
-        create({})
+def test_without_an_image_one_is_built() -> None:
+    provider = create({})
+    assert provider.default_image == ""
+    provider.close()
 
 
 def test_every_bad_key_is_told_at_once() -> None:

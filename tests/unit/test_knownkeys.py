@@ -108,7 +108,8 @@ def test_defaults_and_ranges_are_those_of_the_code() -> None:
     assert (keys["PROXY_TIMEOUT"].default, keys["PROXY_TIMEOUT"].allowed) == ("5m", "duration")
     assert (keys["ROOT_VOLUME_SIZE"].default, keys["ROOT_VOLUME_SIZE"].allowed) == ("30", "0 to 16384")
     assert (keys["DISABLECVM"].default, keys["DISABLECVM"].allowed) == ("false", "true, false")
-    assert keys["PODVM_AMI_ID"].default is None
+    assert keys["PODVM_AMI_ID"].default == ""
+    assert keys["CLOUD_PROVIDER"].default is None
     assert keys["CAA_API_LISTEN"].allowed == "host:port"
     assert keys["NODE_NAME"].default == ""  # of the machine that the file is written on, it would be
 

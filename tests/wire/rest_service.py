@@ -20,9 +20,12 @@ import httpx
 from caa.api.reader import LedgerReader
 from caa.api.rest.app import build_app
 from caa.api.rest.server import RestServer
+from caa.clock import SystemClock
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
 from caa.explain import Explanation, explain
+from caa.imagewatch import ImageWatch
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
+from caa.ledgerthreads import LedgerThreads
 from caa.reload import Status
 from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, SandboxState, attempt_token
 from caa.settings import Settings, load
@@ -168,7 +171,8 @@ class Service:
         self.health = SwitchableHealth()
         self.status = Status(1, BORN, ())
         """Of the configuration; a test may exchange it."""
-        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self)
+        images = ImageWatch(settings, {}, {}, None, ledger, LedgerThreads(), SystemClock())
+        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images)
         self.rest = RestServer(self.app, settings)
 
     @property

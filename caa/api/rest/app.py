@@ -9,6 +9,7 @@ from fastapi import FastAPI
 import caa
 from caa.api.rest import problems
 from caa.api.rest.configuration import Reload, config_router
+from caa.api.rest.images import Images, image_router
 from caa.api.rest.routers import Health, Lifecycle, Reader, health_router, sandbox_router, sizing_router
 
 _DESCRIPTION = (
@@ -29,7 +30,7 @@ class RestApi(FastAPI):
         return self.openapi_schema
 
 
-def build_app(lifecycle: Lifecycle, reader: Reader, health: Health, reload: Reload) -> FastAPI:
+def build_app(lifecycle: Lifecycle, reader: Reader, health: Health, reload: Reload, images: Images) -> FastAPI:
     """The application. It keeps no state of its own and may be served on several sockets at once."""
     app = RestApi(
         title="Cloud API adaptor",
@@ -44,5 +45,6 @@ def build_app(lifecycle: Lifecycle, reader: Reader, health: Health, reload: Relo
     app.include_router(sandbox_router(lifecycle, reader))
     app.include_router(sizing_router(lifecycle))
     app.include_router(config_router(reload))
+    app.include_router(image_router(images))
     app.include_router(health_router(health))
     return app

@@ -104,12 +104,12 @@ class Control:
         }
 
     def disks(self) -> dict[str, Any]:
-        """Images and snapshots that there are, and what the EBS direct APIs got."""
+        """Images, snapshots that somebody tagged, and what the EBS direct APIs got."""
         images = [image for backend in self._all() for image in backend.amis.values()]
         snapshots = [one for backend in self._all() for one in backend.snapshots.values()]
         return {
             "images": {image.id: image.name for image in images},
-            "snapshots": {one.id: one.status for one in snapshots if one.from_ami or one.get_tags()},
+            "snapshots": {one.id: one.status for one in snapshots if one.get_tags()},
             "ebs": self._overlay.ebs.describe(),
         }
 

@@ -112,7 +112,7 @@ class AwsEmulator:
         return dict(self._do("counters"))
 
     def disks(self) -> dict[str, Any]:
-        """images (id -> name), snapshots of anybody's making (id -> status), ebs: what its direct APIs got."""
+        """images (id -> name), snapshots with tags (id -> status), ebs: what its direct APIs got."""
         return dict(self._do("disks"))
 
     def end(self, instance_id: str, code: str, message: str = "") -> None:

@@ -1,0 +1,79 @@
+"""Puts the parts of image building together from a configuration, for the command line and the service alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from caa.holder import holder
+from caa.imagesource import ImageSource
+from caa.imaging import Imaging
+from caa.ledger import open_ledger, upgrade
+from caa.ledger.images import ImageStore
+from caa.podvmimage import PodVmImage
+from caa.settings import Settings
+from imagebuilder.publish import registry
+from imagebuilder.publish.base import Publisher
+
+
+class SystemTime:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """Timezone-aware UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+def supported(settings: Settings) -> bool:
+    """Whether images can be built for the configured cloud."""
+    return registry.supported(settings.cloud_provider)
+
+
+@contextmanager
+def publisher(settings: Settings, environ: Mapping[str, str]) -> Iterator[Publisher]:
+    """The configured cloud's. Raises ConfigError."""
+    made = registry.load(settings.cloud_provider, environ)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def make(
+    settings: Settings,
+    publisher: Publisher,
+    store: ImageStore,
+    tell: Callable[[PodVmImage], None] = lambda _image: None,
+) -> Imaging:
+    """Image building by this process."""
+    return Imaging(
+        store=store,
+        publisher=publisher,
+        source=ImageSource(settings),
+        cluster=settings.cluster_id,
+        holder=holder(settings.node_name),
+        time=SystemTime(),
+        tell=tell,
+    )
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[ImageStore]:
+    """The configured ledger's images. Raises LedgerError."""
+    if settings.ledger_url.startswith("sqlite"):
+        upgrade(settings.ledger_url)  # a file of our own; a shared database is upgraded by `caa db upgrade`
+    ledger = open_ledger(settings.ledger_url)
+    try:
+        yield ledger.images
+    finally:
+        ledger.close()

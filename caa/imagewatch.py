@@ -1,0 +1,182 @@
+"""The service's part in its pod VM image: has it built, uses it as soon as it is there, and tells how far it is.
+
+Where the configuration names no image, the one that the ledger has is used as if it were named. It is built by
+`caa image ensure`, in a process of its own: however the service ends meanwhile, the build goes on or is taken up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+
+from caa.clock import Clock
+from caa.errors import CallError, NotFoundError, UnavailableError
+from caa.imagesetup import make
+from caa.imaging import ImageInUseError, Imaging
+from caa.ledger import Ledger, LedgerError
+from caa.ledgerthreads import LedgerThreads
+from caa.podvmimage import ImageState, PodVmImage
+from caa.settings import Settings
+from imagebuilder.publish.base import Publisher
+from providers.base import ProviderError
+
+log = logging.getLogger(__name__)
+
+# A database read each; so a new image is used a second after it is ready, on every node.
+LOOK_SECONDS = 1.0
+# How often it is looked whether an image that was replaced is still needed, and a dead builder is started again.
+TEND_SECONDS = 30.0
+# A builder that is told to end gives its lease back first.
+STOP_SECONDS = 5.0
+
+
+class ImageWatch:
+    """The image of this cluster, for one service. `values` is its configuration, `environ` what a builder gets."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        values: Mapping[str, str],
+        environ: Mapping[str, str],
+        publisher: Publisher | None,
+        ledger: Ledger,
+        threads: LedgerThreads,
+        clock: Clock,
+    ) -> None:
+        self._key = publisher.key if publisher else ""
+        self._environ = environ
+        self._publisher = publisher
+        self._imaging: Imaging | None = make(settings, publisher, ledger.images) if publisher else None
+        self._threads = threads
+        self._clock = clock
+        self._builder: asyncio.subprocess.Process | None = None
+        self.needed = False
+        """The configuration's image is missing, so one has to be built before the first sandbox can start."""
+        self.image_id = ""
+        """The image in use that was built here; "" when the configuration names one, or there is none yet."""
+        self._seen: PodVmImage | None = None
+        self._named = bool(values.get(self._key, "").strip())
+
+    async def find(self) -> None:
+        """Take the image that the ledger has, if the configuration names none and the cloud still has that one."""
+        if self._imaging is None or self._named:
+            return
+        ready = await self._threads.run(self._imaging.store.ready, self._imaging.cluster, self._imaging.account)
+        if ready is not None and await asyncio.to_thread(self._imaging.publisher.exists, ready.image_id):
+            self.image_id = ready.image_id
+
+    def overlay(self, values: Mapping[str, str]) -> Mapping[str, str]:
+        """The configuration with the image that was built here, if it names none."""
+        self._named = bool(values.get(self._key, "").strip())
+        return {**values, self._key: self.image_id} if self.image_id and not self._named else values
+
+    def refusal(self) -> CallError | None:
+        """Why no sandbox can start for want of an image, if that is so."""
+        if not self.needed:
+            return None
+        image = self._seen
+        if image is None:
+            return UnavailableError("the pod VM image is being built", reason="ImageBuilding")
+        failed = image.state is ImageState.FAILED
+        return UnavailableError(f"the pod VM image {image.told()}", reason="ImageFailed" if failed else "ImageBuilding")
+
+    # For the REST interface
+
+    @property
+    def key(self) -> str:
+        """The key that names the image."""
+        return self._key
+
+    async def images(self) -> list[PodVmImage]:
+        """Every image that was built for this cluster here, oldest first."""
+        if self._imaging is None:
+            return []
+        return await self._threads.run(self._imaging.store.all, self._imaging.cluster, self._imaging.account)
+
+    async def retry(self) -> PodVmImage:
+        """Have the image that failed built again. Raises NotFoundError."""
+        if self._imaging is None or not await self._threads.run(self._imaging.retry):
+            raise NotFoundError("no image failed", reason="NoFailedImage")
+        await self._build()
+        image = await self._open()
+        assert image is not None
+        return image
+
+    # The loop
+
+    async def run(self, changed: Callable[[], Awaitable[bool]]) -> None:
+        """Watch, for ever. `changed` has the service use the overlay of now; whether it does so."""
+        if self._imaging is None:
+            return
+        if self.needed:
+            await self._build()
+        tend_at = self._clock.monotonic() + TEND_SECONDS
+        while True:
+            try:
+                await self._look(changed)
+                if self._clock.monotonic() >= tend_at:
+                    await self._tend()
+                    tend_at = self._clock.monotonic() + TEND_SECONDS
+            except (UnavailableError, ProviderError, LedgerError, ImageInUseError) as error:
+                log.warning("the pod VM image cannot be looked after now: %s", error)
+            except Exception:  # a defect here must not end the service, nor go unseen
+                log.exception("the pod VM image could not be looked after")
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def close(self) -> None:
+        """End the builder that this service started, if it still runs; another goes on where it was."""
+        builder = self._builder
+        if builder is not None and builder.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                builder.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(builder.wait(), STOP_SECONDS)
+        if self._publisher is not None:
+            await asyncio.to_thread(self._publisher.close)
+
+    async def _look(self, changed: Callable[[], Awaitable[bool]]) -> None:
+        assert self._imaging is not None
+        self._seen = await self._open()
+        if self._named and not self.needed:
+            return
+        ready = await self._threads.run(self._imaging.store.ready, self._imaging.cluster, self._imaging.account)
+        if ready is None or (ready.image_id == self.image_id and not self.needed):
+            return
+        before, self.image_id = self.image_id, ready.image_id
+        if await changed():
+            self.needed = False
+            log.info("pod VMs boot the image %s from now on", ready.image_id)
+        else:
+            self.image_id = before
+
+    async def _tend(self) -> None:
+        """Go on with what nobody does any more, and remove what nobody needs."""
+        assert self._imaging is not None
+        image = await self._open()
+        if image is not None and image.state is ImageState.BUILDING:
+            await self._build()  # ends at once when somebody else has the lease and finishes
+        elif self.needed and image is None:
+            await self._build()
+        if not self._running():
+            await asyncio.to_thread(self._imaging.sweep)
+
+    async def _open(self) -> PodVmImage | None:
+        assert self._imaging is not None
+        return await self._threads.run(self._imaging.store.open, self._imaging.cluster, self._imaging.account)
+
+    def _running(self) -> bool:
+        return self._builder is not None and self._builder.returncode is None
+
+    async def _build(self) -> None:
+        if self._running():
+            return
+        log.info("the pod VM image is being built")
+        self._builder = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "caa.cli.main", "image", "ensure"),
+            env=dict(self._environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
