@@ -29,6 +29,7 @@ PROGRESS_SECONDS = 1.0
 
 DEADLINES: Mapping[str, float] = {
     "source": 3600.0,  # a slow mirror; from nothing it takes about 90 s here
+    "convert": 1800.0,
     "upload": 3 * 3600.0,  # 400 MB at 40 kB/s
     "import": 1800.0,  # what the cloud's own tools wait for
     "register": 900.0,

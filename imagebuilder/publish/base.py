@@ -15,8 +15,8 @@ from typing import Protocol
 
 from providers.base import InvalidRequestError
 
-PHASES = ("source", "upload", "import", "register", "switch")
-"""What a build goes through, in order. `import` is where the cloud itself copies the disk; not every cloud does."""
+PHASES = ("source", "convert", "upload", "import", "register", "switch")
+"""What a build goes through, in order. Not every cloud wants another format, nor copies the disk itself (`import`)."""
 
 # Below the prefix that all tags of ours have.
 TAG_IMAGE = "peerpods.caa/image"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from imagebuilder.formats import from_raw
 from imagebuilder.publish.base import Content, ImageName, Work
 from imagebuilder.publish.patience import patiently
-from imagebuilder.tools import run
 from providers.base import InvalidRequestError
 from providers.libvirt.images import (
     delete_base_volume,
@@ -53,10 +53,10 @@ class LibvirtPublisher:
         return volume
 
     def _upload(self, disk: Content, volume: str, work: Work) -> None:
-        work.phase("import")
+        work.phase("convert", disk.size)
         image = disk.path.with_name(f"{disk.path.name}.qcow2")
         try:
-            run(["qemu-img", "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", disk.path, image])
+            from_raw(disk.path, "qcow2", image, lambda _phase, done, _total: work.progress(done))
             work.phase("upload", image.stat().st_size)
             try:
                 patiently(

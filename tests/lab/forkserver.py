@@ -41,7 +41,7 @@ _PRELOADED = (
     "alembic.command",
     "caa.cli.main",
     "caa.service",
-    "imagebuilder.ensure",
+    "imagebuilder.publish.aws",
     "providers.aws.provider",
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",

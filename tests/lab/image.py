@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import libvirt
@@ -49,9 +50,9 @@ def lab_environ() -> dict[str, str]:
 def ensure_lab_image() -> str:
     """Build and upload the volume if it is not there, and remove those of older checkouts that nothing uses."""
     name = volume_name()
-    subprocess.run(
-        [sys.executable, "-m", "caa.cli.main", "image", "ensure"], env=os.environ | lab_environ(), check=True
-    )
+    with tempfile.TemporaryDirectory(prefix="caa-lab-", dir="/var/tmp") as state:  # a ledger for this once
+        environ = os.environ | lab_environ() | {"CAA_STATE_DIR": state}
+        subprocess.run([sys.executable, "-m", "caa.cli.main", "image", "ensure"], env=environ, check=True)
     connection = libvirt.open(URI)
     try:
         pool = connection.storagePoolLookupByName(POOL)

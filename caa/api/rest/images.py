@@ -37,7 +37,7 @@ class ImageView(Model):
     source: str = Field(description="What it was made from.")
     digest: str | None = Field(description="sha256 of the disk.")
     arch: str | None
-    phase: str | None = Field(description="Of a build: source, upload, import, register or switch.")
+    phase: str | None = Field(description="Of a build: source, convert, upload, import, register or switch.")
     bytes_done: int
     bytes_total: int | None
     bytes_per_second: int
