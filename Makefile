@@ -11,8 +11,8 @@ PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
   qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
   iptables iproute2 \
   mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi cryptsetup-bin
-# Only the tests: a real PostgreSQL, and what checks domain XML against libvirt's schema.
-TEST_PACKAGES := postgresql libxml2-utils
+# Only the tests: a real PostgreSQL, a real OCI registry, and what checks domain XML against libvirt's schema.
+TEST_PACKAGES := postgresql docker-registry libxml2-utils
 
 .PHONY: help demo serve test soak bench lint format lock lab clean
 
@@ -31,7 +31,8 @@ test: lint lab ## everything, with the count at the end
 	$(BIN)/pytest -n 2
 
 soak: lab ## the long fault runs
-	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/clouds/test_service_reload.py tests/clouds/test_image_aws.py
+	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/clouds/test_service_reload.py tests/clouds/test_image_aws.py \
+	  tests/vm/test_image_verity.py
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay

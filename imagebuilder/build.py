@@ -117,7 +117,7 @@ def _build(out: Path, work: Path, inputs: Inputs, recipe: Recipe, progress: Prog
     shutil.rmtree(root.path)
     progress("disk", 0, None)
     command_line = kernel_command_line(inputs, image.verity)
-    build_uki(root.vmlinuz, initrd, command_line, work, work / "uki.efi")
+    build_uki(root.vmlinuz, initrd, command_line, inputs.source_date_epoch, work / "uki.efi")
     assemble(image, work / "uki.efi", inputs, out)
     return RawImage(inputs, root.vmlinuz, initrd, command_line)
 

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from imagebuilder.files import copy_sparse
-from imagebuilder.pe import read_program
+from imagebuilder.pe import read_program, settle
 from imagebuilder.recipe import Inputs
 from imagebuilder.rootimage import RootImage, Verity
 from imagebuilder.tools import BuildError, run
@@ -54,8 +54,9 @@ def root_label(image_id: uuid.UUID) -> str:
     return f"podvm-{image_id.hex[:16]}"
 
 
-def build_uki(vmlinuz: Path, initrd: Path, command_line: str, work: Path, out: Path) -> None:
+def build_uki(vmlinuz: Path, initrd: Path, command_line: str, epoch: int, out: Path) -> None:
     """One EFI program of kernel, initrd and command line, as the systemd-boot stub expects its sections."""
+    work = out.parent
     (work / "cmdline").write_text(command_line)
     (work / "osrel").write_text("ID=podvm\nNAME=podvm\nPRETTY_NAME=podvm\n")
     sections = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".initrd": initrd, ".linux": vmlinuz}
@@ -69,6 +70,7 @@ def build_uki(vmlinuz: Path, initrd: Path, command_line: str, work: Path, out: P
         arguments += ["--add-section", f"{name}={path}", "--change-section-vma", f"{name}={program.base + address:#x}"]
         address += path.stat().st_size
     run(["objcopy", *arguments, STUB, out])
+    out.write_bytes(settle(out.read_bytes(), epoch))  # objcopy notes when it ran
 
 
 def assemble(image: RootImage, uki: Path, inputs: Inputs, out: Path) -> None:

@@ -66,3 +66,12 @@ def command_line_of(data: bytes) -> str | None:
         return None
     line = section(data, ".cmdline") or b""
     return line.rstrip(b"\0\n").decode(errors="replace")
+
+
+def settle(data: bytes, epoch: int) -> bytes:
+    """The program as if it had been linked at `epoch`, without the checksum, which firmware does not look at."""
+    settled = bytearray(data)
+    (header,) = struct.unpack_from("<I", data, 0x3C)
+    struct.pack_into("<I", settled, header + 8, epoch)
+    struct.pack_into("<I", settled, header + 24 + 64, 0)
+    return bytes(settled)

@@ -1,7 +1,7 @@
 """Where a pod VM's disk comes from: one line of text, as PODVM_IMAGE_URI or `caa image build --source` give it.
 
 (nothing)                               built here by the recipe (imagebuilder.build)
-/path/to/disk, file:///path/to/disk     raw, qcow2 or VHD, told by content
+/path/to/disk, file:///path/to/disk     raw, qcow2 or VHD, told by content; tar, gzip, xz unpacked
 https://host/disk#sha256=<hex>          downloaded; http:// as well, for the digest is what counts
 oci::<image>[:tag|@digest][::<path>]    an OCI artefact, or an image with the disk in its file system
 """
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from imagebuilder.archive import unpack
 from imagebuilder.build import build_raw
+from imagebuilder.download import Wanted
 from imagebuilder.errors import ImageError
 from imagebuilder.files import working
-from imagebuilder.formats import to_raw
+from imagebuilder.formats import check_space, to_raw
 from imagebuilder.rawdisk import Disk, Progress, read_disk
 from imagebuilder.recipe import Recipe
 
 __all__ = ["Disk", "Progress", "Recipe", "Source", "obtain", "parse"]
 
 ARCHES = ("amd64", "arm64", "s390x")
-# Where the incumbent's builder looks in an image that names no path.
-DEFAULT_PATH = "/image/podvm.qcow2"
 _FORMS = "a file's absolute path, https://…#sha256=<hex>, or oci::<image>[:tag|@digest][::<path>]"
 
 
@@ -111,14 +111,36 @@ def obtain(
                 if recipe is None:
                     raise ImageError("InvalidSource", f"an image source is required: {_FORMS}")
                 build_raw(raw, work, recipe, arch, progress)
-            case "file":
-                to_raw(_file(parsed.place), parsed.name, raw, progress)
             case kind:
-                raise ImageError("InvalidSource", f"{kind} is not read yet")
+                fetched = _fetch(parsed, work, arch=arch, auth_file=auth_file, progress=progress)
+                unpacked = unpack(fetched, parsed.name, work / "unpacked")
+                if kind != "file" and unpacked != fetched:
+                    fetched.unlink()  # room for the raw disk
+                to_raw(unpacked, parsed.name, raw, progress)
         disk = read_disk(raw, parsed.name, arch, progress)
         target = workdir / "disk.raw"
         raw.replace(target)
     return Disk(target, disk.size, disk.arch, disk.digest, disk.measurements)
+
+
+def _fetch(source: Source, work: Path, *, arch: str, auth_file: Path | None, progress: Progress) -> Path:
+    """The file that holds the disk, in whatever format and packing."""
+    if source.kind == "file":
+        return _file(source.place)
+    # Imported here: their clients are only needed now, and oras is an extra.
+    if source.kind == "oci":
+        from imagebuilder import ocisource
+
+        return ocisource.fetch(source.place, source.path, work, arch=arch, auth_file=auth_file, progress=progress)
+    from imagebuilder import httpsource
+
+    out = work / "fetched"
+    wanted = Wanted(
+        source.name, source.sha256, progress, lambda size: check_space(work, size, f"fetching {source.name}")
+    )
+    with out.open("wb") as file:
+        file.writelines(httpsource.fetch(source.place, wanted))
+    return out
 
 
 def _file(place: str) -> Path:
