@@ -128,14 +128,15 @@ class Ending:
         await node.proxy.close(sandbox_id)
         for attempt in await node.db(node.ledger.attempts, sandbox_id):
             if attempt.unsettled:
-                await self._end_attempt(sandbox, attempt, let_go or sandbox.changed_at)
+                await self.end_attempt(sandbox, attempt, let_go or sandbox.changed_at)
         await node.tunnels.teardown(sandbox)
         final = SandboxState.FAILED if sandbox.failure_reason else SandboxState.STOPPED
         ended = dataclasses.replace(sandbox, state=final, changed_at=node.clock.now())
         event = node.event(sandbox_id, "Ended", f"nothing of the sandbox is left; it {final}")
         await node.db(node.ledger.save_sandbox, ended, event=event)
 
-    async def _end_attempt(self, sandbox: Sandbox, attempt: Attempt, given_up_at: datetime) -> None:
+    async def end_attempt(self, sandbox: Sandbox, attempt: Attempt, given_up_at: datetime) -> None:
+        """Ask for the end of whatever the attempt made, and record it. Raises what `Cloud.terminate` raises."""
         node = self._node
         begun = node.clock.monotonic()
         if attempt.instance_id:

@@ -68,6 +68,14 @@ class Refused:
     quota: bool  # the account may have no more, rather than the cloud having none
 
 
+class GivenUpError(Exception):
+    """The cloud accepted an instance, and then gave up on it; another offering may do."""
+
+    def __init__(self, refusal: OfferingRefusedError) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
 Notify = Callable[[], Awaitable[None]]
 
 
@@ -106,11 +114,17 @@ class Starting:
                 "it to a pod VM",
                 reason="VolumesUnsupported",
             )
-        attempts = await node.db(node.ledger.attempts, sandbox_id)
-        attempt, instance = await self._launch_best(sandbox, attempts)
-        await notify()
-        await open_agent_socket(node, sandbox, attempt, volumes)
-        timings = await self._reach_agent(sandbox, attempt, instance)
+        refusals: dict[Offering, Refused] = {}
+        while True:
+            attempt, instance = await self._launch_best(sandbox, refusals)
+            await notify()
+            await open_agent_socket(node, sandbox, attempt, volumes)
+            try:
+                timings = await self._reach_agent(sandbox, attempt, instance)
+                break
+            except GivenUpError as lost:
+                await self._clear_for_another(sandbox, attempt, lost.refusal)
+                await self._rule_out(attempt.offering, lost.refusal, refusals)
         running = dataclasses.replace(sandbox, state=SandboxState.RUNNING, changed_at=node.clock.now())
         event = node.event(
             sandbox_id,
@@ -152,13 +166,28 @@ class Starting:
             if other.id != sandbox.id and other.created_at < sandbox.created_at:
                 await self._end_other(other.id, "Superseded", f"sandbox {sandbox.id} runs the same pod now")
 
-    async def _launch_best(self, sandbox: Sandbox, attempts: list[Attempt]) -> tuple[Attempt, Instance]:
-        """Walk the offerings until one is launched.
+    async def _clear_for_another(self, sandbox: Sandbox, attempt: Attempt, refusal: OfferingRefusedError) -> None:
+        """End an instance that the cloud gave up on, with all that was made for it here."""
+        node = self._node
+        await node.record(sandbox.id, refusal.reason, str(refusal), attempt=attempt.number)
+        await node.proxy.close(sandbox.id)
+        await node.tunnels.teardown(sandbox)
+        await self._still_wanted(sandbox.id)
+        async for attempted in self._again_while_repeatable(LAUNCH_RETRY):
+            with attempted:
+                current = next(
+                    one for one in await node.db(node.ledger.attempts, sandbox.id) if one.number == attempt.number
+                )
+                if current.unsettled:
+                    await self._ending.end_attempt(sandbox, current, node.clock.now())
+
+    async def _launch_best(self, sandbox: Sandbox, refusals: dict[Offering, Refused]) -> tuple[Attempt, Instance]:
+        """Walk the offerings until one is launched, passing over those that `refusals` has already.
 
         First finish the attempt that is still open, if any: it asked for what it asked for, whatever is configured now.
         """
         node = self._node
-        refusals: dict[Offering, Refused] = {}
+        attempts = await node.db(node.ledger.attempts, sandbox.id)
         open_attempt = next((a for a in attempts if a.unsettled), None)
         if open_attempt is not None:
             await node.cloud.launch_turn()
@@ -234,16 +263,21 @@ class Starting:
         self, sandbox: Sandbox, attempt: Attempt, refusals: dict[Offering, Refused]
     ) -> tuple[Attempt, Instance] | None:
         """Launch and record as one piece, which even a cancelled start finishes. None when another offering may do."""
-        node = self._node
         try:
             return await finish(self._launch_and_record(sandbox, attempt))
         except OfferingRefusedError as error:
-            sentence = f"{shown(attempt.offering)}: {error.reason}, {error}"
-            refusals[attempt.offering] = Refused(sentence, isinstance(error, QuotaError))
-            known = refusal(node.cloud.account, attempt.offering, error, node.clock.now())
-            if known is not None:
-                await node.db(node.ledger.account.mark_unavailable, known)
+            await self._rule_out(attempt.offering, error, refusals)
             return None
+
+    async def _rule_out(
+        self, offering: Offering, error: OfferingRefusedError, refusals: dict[Offering, Refused]
+    ) -> None:
+        """Note what was refused, for this start and for all others."""
+        node = self._node
+        refusals[offering] = Refused(f"{shown(offering)}: {error.reason}, {error}", isinstance(error, QuotaError))
+        known = refusal(node.cloud.account, offering, error, node.clock.now())
+        if known is not None:
+            await node.db(node.ledger.account.mark_unavailable, known)
 
     async def _launch_and_record(self, sandbox: Sandbox, attempt: Attempt) -> tuple[Attempt, Instance]:
         node = self._node
@@ -317,9 +351,7 @@ class Starting:
         begun = node.clock.monotonic()
         found = await node.cloud.address(instance)
         if found.state in DEAD_STATES:
-            raise StartFailedError(
-                f"instance {attempt.name} is {found.state} before it had an address", reason="InstanceLost"
-            )
+            raise lost(attempt, found, "it had an address")
         address_seconds = round(node.clock.monotonic() - begun, 3)
         addressed = dataclasses.replace(attempt, addresses=found.addresses)
         event = node.event(
@@ -340,10 +372,7 @@ class Starting:
             if tunnel.done():
                 tunnel.result()  # why it cannot be built, rather than what came of that
             if not dial.done():
-                raise StartFailedError(
-                    f"instance {attempt.name} is {death.result().state} before its agent answered",
-                    reason="InstanceLost",
-                )
+                raise lost(attempt, death.result(), "its agent answered")
             reached = dial.result()
             tunnel_seconds = await tunnel
         except (StatusError, OSError, TimeoutError) as error:
@@ -379,6 +408,13 @@ class Starting:
         if isinstance(error, StaleWriteError):
             return StartFailedError("the sandbox was stopped while it was starting", reason="Stopped")
         return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
+
+
+def lost(attempt: Attempt, instance: Instance, before: str) -> Exception:
+    """Why there is no use in waiting for this instance: another offering may do, or none will."""
+    if instance.refusal is not None:
+        return GivenUpError(instance.refusal)
+    return StartFailedError(f"instance {attempt.name} is {instance.state} before {before}", reason="InstanceLost")
 
 
 def limit_reached(count: int, limit: int) -> StartFailedError:
