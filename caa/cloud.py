@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from caa.clock import Clock
 from caa.coalesced import Batch, Look
@@ -157,6 +157,12 @@ class Cloud:
     async def instances(self) -> list[Instance]:
         """Every instance of this node, seen after this call began."""
         return await self._listing.fresh()
+
+    async def describe(self, instance_id: str) -> Mapping[str, Any]:
+        """The cloud's own description of one instance, in one's turn. Raises ProviderError."""
+        await self._limiter.turn(ApiClass.LIST)
+        with self._providers.use() as provider:
+            return await self._heeding(ApiClass.LIST, provider.describe, instance_id)
 
     async def terminate(self, instance_id: str, given_up_at: datetime | None = None) -> None:
         """Ask for an instance's end.

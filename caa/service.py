@@ -37,6 +37,8 @@ from caa.ledgerthreads import LedgerThreads
 from caa.lifecycle import Lifecycle
 from caa.limiter import Limiter
 from caa.logs import set_up_logging
+from caa.metadata.service import MetadataService
+from caa.metadata.tokens import Tokens, node_key
 from caa.node import AgentTls, Current, Node
 from caa.pki import NodeKeys
 from caa.prices import Prices, read_prices
@@ -114,9 +116,13 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         limiter = Limiter(ledger.account, ledger_threads, clock, provider.account, provider.limits)
         cloud = Cloud(provider, OwnerScope(settings.cluster_id, settings.node_name), clock, limiter)
         stack.push_async_callback(cloud.close)
-        tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings)
+        current = Current(settings)
+        tokens = Tokens(node_key(settings.state_dir))
+        metadata = MetadataService(ledger, ledger_threads, cloud.describe, lambda: current.settings, tokens, clock)
+        stack.push_async_callback(metadata.shutdown)
+        tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings, metadata)
         stack.push_async_callback(tunnels.close)
-        node = _node(settings, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
+        node = _node(current, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -127,7 +133,7 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         stack.push_async_callback(lifecycle.close)
         health = Health(images)
         reload = Reload(sources, merged, node, overlay=images.overlay)
-        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload, images))
+        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload, images, metadata))
         await ensure_proxy(settings.run_dir, settings.state_dir)
         reconciler = Reconciler(
             node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
@@ -215,7 +221,7 @@ async def _checked(configured: configuring.Configured, images: ImageWatch) -> Pr
 
 
 def _node(
-    settings: Settings,
+    current: Current,
     clock: SystemClock,
     ledger: Ledger,
     ledger_threads: LedgerThreads,
@@ -224,6 +230,7 @@ def _node(
     prices: Prices,
     images: ImageWatch,
 ) -> Node:
+    settings = current.settings
     profile = TlsProfile(settings.tls_min_version, settings.tls_cipher_suites)
     if settings.ca_cert_file:
         tls = AgentTls(None, settings.ca_cert_file, settings.cert_file, settings.cert_key, profile)
@@ -241,7 +248,7 @@ def _node(
         tls=tls,
         pods_dir=settings.pods_dir,
         forwarder_port=settings.forwarder_port,
-        current=Current(settings),
+        current=current,
         prices=prices,
         image_refusal=images.refusal,
     )
@@ -249,11 +256,17 @@ def _node(
 
 @contextlib.asynccontextmanager
 async def _doors(
-    settings: Settings, lifecycle: Lifecycle, ledger: Ledger, health: Health, reload: Reload, images: ImageWatch
+    settings: Settings,
+    lifecycle: Lifecycle,
+    ledger: Ledger,
+    health: Health,
+    reload: Reload,
+    images: ImageWatch,
+    metadata: MetadataService,
 ) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload, images), settings)
+    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload, images, metadata), settings)
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

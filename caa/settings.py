@@ -17,6 +17,7 @@ from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
 from caa.imagekeys import ImageKeys
+from caa.metadata.keys import MetadataKeys, metadata_problems
 from caa.podnetwork.worker import TunnelSettings
 from caa.settingtypes import (
     AbsolutePath,
@@ -36,7 +37,7 @@ _LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
-class Settings(ImageKeys):
+class Settings(ImageKeys, MetadataKeys):
     """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
 
     secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "INITDATA"})
@@ -238,6 +239,7 @@ LIVE_KEYS = frozenset(
         "CAA_LOG_LEVEL",
         "PEERPODS_LIMIT_PER_NODE",
         "PODVM_IMAGES",
+        *(str(field.alias) for field in MetadataKeys.model_fields.values()),
     }
 )
 Settings.needs_restart = frozenset(str(field.alias) for field in Settings.model_fields.values()) - LIVE_KEYS
@@ -284,6 +286,7 @@ def derived(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _contradictions(settings: Settings) -> Iterator[Problem]:
+    yield from metadata_problems(settings)
     yield from _api_problems(settings)
     yield from _ledger_problems(settings.ledger_url)
     yield from _initdata_problems(settings.initdata)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Protocol
 
 from caa.clock import Clock
 from caa.errors import CallError, InvalidInputError, StartFailedError
@@ -20,6 +22,8 @@ from caa.sandbox import Sandbox
 from caa.threads import Threads
 from providers.base import OwnerScope
 
+log = logging.getLogger(__name__)
+
 # A tunnel takes some 15 ms, nearly all of it the kernel's and iptables', which do one thing at a time.
 WORKERS = 4
 # A VM that was told to end may send for a moment more, and its packets must not come to the next pod.
@@ -28,17 +32,36 @@ ID_REST = timedelta(minutes=10)
 OWN_NAMESPACE = "/proc/self/ns/net"
 
 
+class Metadata(Protocol):
+    """Who answers what a pod asks of its VM: `caa.metadata.service.MetadataService`."""
+
+    async def open(self, sandbox: Sandbox, network: PodNetwork) -> None:
+        """Answer this pod. Raises PodNetworkError."""
+        ...
+
+    async def close(self, sandbox: Sandbox, network: PodNetwork) -> None:
+        """Answer it no more. Raises PodNetworkError."""
+        ...
+
+
 class Tunnels:
     """The worker's end of every tunnel of the node."""
 
     def __init__(
-        self, ledger: Ledger, ledger_threads: LedgerThreads, scope: OwnerScope, clock: Clock, settings: TunnelSettings
+        self,
+        ledger: Ledger,
+        ledger_threads: LedgerThreads,
+        scope: OwnerScope,
+        clock: Clock,
+        settings: TunnelSettings,
+        metadata: Metadata,
     ) -> None:
         self._ledger = ledger
         self._ledger_threads = ledger_threads
         self._scope = scope
         self._clock = clock
         self._settings = settings
+        self._metadata = metadata
         self._threads = Threads(WORKERS, "tunnel")
         self._choosing = asyncio.Lock()
 
@@ -68,14 +91,22 @@ class Tunnels:
 
     async def setup(self, sandbox: Sandbox, addresses: Sequence[str]) -> None:
         """Build the tunnel to the VM with these addresses, or mend it. Raises PodNetworkError."""
-        if sandbox.pod_network is not None:
-            network = from_json(sandbox.pod_network)
-            await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
+        if sandbox.pod_network is None:
+            return
+        network = from_json(sandbox.pod_network)
+        await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
+        try:
+            await self._metadata.open(sandbox, network)
+        except PodNetworkError as error:
+            # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
+            log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
 
     async def teardown(self, sandbox: Sandbox) -> None:
         """Take away what `setup` made. Raises PodNetworkError; what could be done is done."""
         if sandbox.pod_network is not None:
-            await self._threads.run(tunnel.teardown, sandbox.netns_path, from_json(sandbox.pod_network))
+            network = from_json(sandbox.pod_network)
+            await self._metadata.close(sandbox, network)
+            await self._threads.run(tunnel.teardown, sandbox.netns_path, network)
 
     async def close(self) -> None:
         """End the threads."""

@@ -1,12 +1,19 @@
-"""tc redirects: every frame that comes in at one interface goes out at another one, whatever it is.
+"""tc redirects: every frame that comes in at one interface goes out at another one.
+
+On the way in from a pod VM packets to the metadata addresses are kept from it: they must never reach the worker's own
+metadata service.
 
 One u32 filter that matches all, with one mirred action, on the ingress hook: what the incumbent uses, and what
 every kernel with tc has. It comes first (`_PRIORITY`), so that no other filter sees frames that the pod VM is to see.
+What is kept is matched by u32 alone, without an action of tc's that a kernel may lack; it goes on to the interface's
+own namespace.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from caa.podnetwork.errors import PodNetworkError
@@ -16,7 +23,10 @@ _INGRESS_HOOK = 0xFFFFFFF2  # of the qdiscs "ingress" and "clsact" alike
 _INGRESS_QDISC_HANDLE, _INGRESS_QDISC_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _EGRESS_REDIRECT = 1
 _STOLEN = 4
-_ETH_P_ALL = 0x0003
+_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
+# Where a header has its destination (RFC 791, RFC 8200); options come after it.
+_DESTINATION = {4: 16, 6: 24}
+_WORD = 4
 _PRIORITY = 1
 # u32 wants a class id of a filter without children; a redirected frame never comes to a class.
 _CLASS = 0x00010001
@@ -25,8 +35,12 @@ _ALL = "0x0/0x0+0"
 
 class _Filter(NamedTuple):
     priority: int
+    protocol: int
+    """The Ethernet type that it looks at, in the byte order of the wire."""
     target: int | None
     """Index of the interface to which it redirects every frame, 0 if that is gone; None for any other filter."""
+    keeps: str = ""
+    """The destination address whose packets it lets go on to the interface's own namespace; "" for any other filter."""
 
 
 def ensure_redirect(connection: Any, source: int, target: int) -> None:
@@ -43,17 +57,61 @@ def ensure_redirect(connection: Any, source: int, target: int) -> None:
     if any(found.target is None for found in in_the_way):
         raise PodNetworkError(f"the pod's interface has a tc filter of another program at priority {_PRIORITY}")
     _delete(connection, source, in_the_way)
+    _add_redirect(connection, source, target, _PRIORITY)
+
+
+def ensure_redirect_but(connection: Any, source: int, target: int, kept: Sequence[str]) -> None:
+    """As `ensure_redirect`, but packets to the addresses `kept` go on to the interface's own namespace.
+
+    Interface `source` must be ours alone: if anything is not as it should be, all its filters are made anew, those that
+    keep first, so that no packet slips through.
+    """
+    filters = []
+    if _hooks(connection, source):
+        filters = _filters(connection, source)
+    else:
+        connection.tc("add", "ingress", source)
+    if [found.keeps for found in filters[: len(kept)]] == list(kept) and [
+        found.target for found in filters[len(kept) : len(kept) + 1]
+    ] == [target]:
+        return
+    for found in filters:
+        _delete(connection, source, [found])
+    for place, address in enumerate(kept):
+        version = ipaddress.ip_address(address).version
+        connection.tc(
+            "add-filter",
+            "u32",
+            source,
+            parent=_INGRESS_HOOK,
+            prio=_PRIORITY + place,
+            protocol=_ETH_P_IP if version == 4 else _ETH_P_IPV6,
+            target=_CLASS,
+            keys=[f"{word:#x}/0xffffffff+{offset}" for word, offset in _destination_words(address)],
+        )
+    _add_redirect(connection, source, target, _PRIORITY + len(kept))
+
+
+def _add_redirect(connection: Any, source: int, target: int, priority: int) -> None:
     connection.tc(
         "add-filter",
         "u32",
         source,
         parent=_INGRESS_HOOK,
-        prio=_PRIORITY,
+        prio=priority,
         protocol=_ETH_P_ALL,
         target=_CLASS,
         keys=[_ALL],
         action=[{"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}],
     )
+
+
+def _destination_words(address: str) -> list[tuple[int, int]]:
+    """(value, offset in the packet) of each 32 bits of a destination address."""
+    packed, start = ipaddress.ip_address(address).packed, _DESTINATION[ipaddress.ip_address(address).version]
+    return [
+        (int.from_bytes(packed[place : place + _WORD], "big"), start + place) for place in range(0, len(packed), _WORD)
+    ]
 
 
 def remove_redirect(connection: Any, source: int, target: int) -> None:
@@ -66,8 +124,8 @@ def remove_redirect(connection: Any, source: int, target: int) -> None:
 
 
 def _delete(connection: Any, source: int, filters: list[_Filter]) -> None:
-    for priority in sorted({found.priority for found in filters}):
-        connection.tc("del-filter", index=source, parent=_INGRESS_HOOK, info=priority << 16 | socket.htons(_ETH_P_ALL))
+    for priority, protocol in sorted({(found.priority, found.protocol) for found in filters}):
+        connection.tc("del-filter", index=source, parent=_INGRESS_HOOK, info=priority << 16 | protocol)
 
 
 def _hooks(connection: Any, index: int) -> list[str]:
@@ -84,7 +142,12 @@ def _filters(connection: Any, index: int) -> list[_Filter]:
         # u32 lists its hash table too, which is no filter.
         if options is None or (message.get("kind") == "u32" and options.get_attr("TCA_U32_SEL") is None):
             continue
-        found.append(_Filter(message["info"] >> 16, _redirects_to(message.get("kind"), options)))
+        priority, protocol = message["info"] >> 16, message["info"] & 0xFFFF
+        found.append(
+            _Filter(
+                priority, protocol, _redirects_to(message.get("kind"), options), _keeps(message.get("kind"), options)
+            )
+        )
     return sorted(found, key=lambda item: item.priority)
 
 
@@ -99,3 +162,18 @@ def _redirects_to(kind: str, options: Any) -> int | None:
     if parameters["eaction"] != _EGRESS_REDIRECT or parameters["action"] != _STOLEN:
         return None
     return int(parameters["ifindex"])
+
+
+def _keeps(kind: str, options: Any) -> str:
+    if kind != "u32" or options.get_attr("TCA_U32_ACT"):
+        return ""
+    words = [
+        (socket.ntohl(key["key_val"]), key["key_off"])
+        for key in options.get_attr("TCA_U32_SEL")["keys"]
+        if key["key_mask"] == 0xFFFFFFFF
+    ]
+    packed = b"".join(value.to_bytes(_WORD, "big") for value, _ in words)
+    if len(packed) not in (4, 16):
+        return ""
+    address = str(ipaddress.ip_address(packed))
+    return address if words == _destination_words(address) else ""

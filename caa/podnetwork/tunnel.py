@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,10 +20,21 @@ from caa.podnetwork.errors import PodNetworkError, TeardownFailed, TunnelIdInUse
 from caa.podnetwork.namespace import NamespaceGone, enter, in_new_thread, inside, opened
 from caa.podnetwork.netlink import Link, netlink, read_links
 from caa.podnetwork.notrack import ensure_notrack, remove_notrack
-from caa.podnetwork.redirect import ensure_redirect, remove_redirect
+from caa.podnetwork.redirect import ensure_redirect, ensure_redirect_but, remove_redirect
 
+METADATA_ADDRESSES = ("169.254.169.254", "fd00:ec2::254")
+"""Where clouds answer a VM's questions about itself. What a pod VM sends there never leaves the pod's namespace on the
+worker by the way of other packets, for the worker's own service would answer. `metadatadoor` may lead it elsewhere."""
 DEVICE = "vxlan1"
 """Name of the tunnel's end inside the pod's namespace, the incumbent's."""
+
+
+_DEAD_ENDS = {
+    f"{address}/128" if ":" in address else f"{address}/32": socket.AF_INET6 if ":" in address else socket.AF_INET
+    for address in METADATA_ADDRESSES
+}
+# A kernel or namespace without IPv6: nothing is routed there either.
+_NO_IPV6 = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES, errno.EPERM)
 
 
 def _first_name(tunnel_id: int) -> str:
@@ -148,7 +160,9 @@ def _build(network: PodNetwork, remote: str, namespace: int) -> None:
                 device = _find(read_links(pod), _first_name(network.tunnel_id))
             if device.name != DEVICE or not device.up:
                 pod.link("set", index=device.ifindex, ifname=DEVICE, state="up")
-            ensure_redirect(pod, device.ifindex, interface.ifindex)
+            # Before the way in is open: what is kept from it must end here, not be routed on.
+            _ensure_dead_ends(pod)
+            ensure_redirect_but(pod, device.ifindex, interface.ifindex, METADATA_ADDRESSES)
             ensure_redirect(pod, interface.ifindex, device.ifindex)
 
 
@@ -173,6 +187,25 @@ def _ours(links: list[Link], network: PodNetwork) -> list[Link]:
     return sorted((link for link in links if link.name in names), key=lambda link: names.index(link.name))
 
 
+def _ensure_dead_ends(pod: Any) -> None:
+    """Drop what is routed to the metadata addresses in the pod's namespace."""
+    for destination, family in _DEAD_ENDS.items():
+        try:
+            pod.route("add", dst=destination, family=family, type="blackhole")
+        except NetlinkError as error:
+            if error.code not in (errno.EEXIST, *_NO_IPV6):
+                raise
+
+
+def _remove_dead_ends(pod: Any) -> None:
+    for destination, family in _DEAD_ENDS.items():
+        try:
+            pod.route("del", dst=destination, family=family, type="blackhole")
+        except NetlinkError as error:
+            if error.code not in (errno.ESRCH, errno.ENOENT, *_NO_IPV6):
+                raise
+
+
 def _disconnect(network: PodNetwork) -> list[str]:
     """In the pod's namespace: neither redirect nor device. Returns what failed."""
     failures = []
@@ -190,6 +223,10 @@ def _disconnect(network: PodNetwork) -> list[str]:
                 connection.link("del", index=link.ifindex)
             except NetlinkError as error:
                 failures.append(f"the device {link.name}: {error}")
+        try:
+            _remove_dead_ends(connection)
+        except NetlinkError as error:
+            failures.append(f"the routes to the metadata addresses: {error}")
     return failures
 
 

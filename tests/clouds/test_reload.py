@@ -18,6 +18,8 @@ from caa.guestconfig import TlsProfile
 from caa.ledger import open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
 from caa.limiter import Limiter
+from caa.metadata.service import MetadataService
+from caa.metadata.tokens import Tokens
 from caa.node import AgentTls, Current, Node
 from caa.reload import RETRY_SECONDS, Reload
 from caa.sources import Sources
@@ -70,13 +72,16 @@ class World:
             self.ledger.account, self.threads, self.clock, configured.provider.account, configured.provider.limits
         )
         self.cloud = Cloud(configured.provider, scope, self.clock, limiter)
+        metadata = MetadataService(
+            self.ledger, self.threads, self.cloud.describe, lambda: settings, Tokens(b"k" * 32), self.clock
+        )
         self.node = Node(
             scope=scope,
             ledger=self.ledger,
             ledger_threads=self.threads,
             cloud=self.cloud,
             proxy=ProxyControl(str(settings.run_dir)),
-            tunnels=Tunnels(self.ledger, self.threads, scope, self.clock, settings.tunnel_settings),
+            tunnels=Tunnels(self.ledger, self.threads, scope, self.clock, settings.tunnel_settings, metadata),
             clock=self.clock,
             tls=AgentTls(None, "", "", "", TlsProfile("", ())),
             pods_dir=settings.pods_dir,

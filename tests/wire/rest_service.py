@@ -26,6 +26,8 @@ from caa.explain import Explanation, explain
 from caa.imagewatch import ImageWatch
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
+from caa.metadata.service import MetadataService
+from caa.metadata.tokens import Tokens
 from caa.reload import Status
 from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, SandboxState, attempt_token
 from caa.settings import Settings, load
@@ -58,6 +60,11 @@ POLICY = Policy("m6a.large", "ami-1", ("ami-2",), {("m6a.xlarge", ""): 0.1728})
 UNAVAILABLE = [
     Unavailable("a", "m6a.large", "eu-1a", "on-demand", BORN, BORN + timedelta(seconds=180), False, "NoneLeft", "sorry")
 ]
+
+
+async def described(instance_id: str) -> Mapping[str, object]:
+    """What the cloud says of an instance."""
+    return {"uuid": instance_id, "mac": "52:54:00:00:00:07", "image": "podvm"}
 
 
 class LedgerLifecycle:
@@ -172,7 +179,10 @@ class Service:
         self.status = Status(1, BORN, ())
         """Of the configuration; a test may exchange it."""
         images = ImageWatch(settings, {}, {}, None, ledger, LedgerThreads(), SystemClock())
-        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images)
+        metadata = MetadataService(
+            ledger, LedgerThreads(), described, lambda: settings, Tokens(b"k" * 32), SystemClock()
+        )
+        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images, metadata)
         self.rest = RestServer(self.app, settings)
 
     @property

@@ -57,6 +57,7 @@ def test_every_operation_has_a_name_of_its_own(document: dict[str, Any]) -> None
         "startSandbox",
         "stopSandbox",
         "deleteSandbox",
+        "getSandboxMetadata",
         "explainSizing",
         "getVersion",
         "getConfigStatus",

@@ -10,6 +10,7 @@ import caa
 from caa.api.rest import problems
 from caa.api.rest.configuration import Reload, config_router
 from caa.api.rest.images import Images, image_router
+from caa.api.rest.metadata import Metadata, metadata_router
 from caa.api.rest.routers import Health, Lifecycle, Reader, health_router, sandbox_router, sizing_router
 
 _DESCRIPTION = (
@@ -30,7 +31,9 @@ class RestApi(FastAPI):
         return self.openapi_schema
 
 
-def build_app(lifecycle: Lifecycle, reader: Reader, health: Health, reload: Reload, images: Images) -> FastAPI:
+def build_app(
+    lifecycle: Lifecycle, reader: Reader, health: Health, reload: Reload, images: Images, metadata: Metadata
+) -> FastAPI:
     """The application. It keeps no state of its own and may be served on several sockets at once."""
     app = RestApi(
         title="Cloud API adaptor",
@@ -43,6 +46,7 @@ def build_app(lifecycle: Lifecycle, reader: Reader, health: Health, reload: Relo
     )
     problems.install(app)
     app.include_router(sandbox_router(lifecycle, reader))
+    app.include_router(metadata_router(metadata, reader))
     app.include_router(sizing_router(lifecycle))
     app.include_router(config_router(reload))
     app.include_router(image_router(images))

@@ -1,0 +1,261 @@
+"""What a workload gets at the metadata addresses, through real tunnels: its VM's metadata, and never the worker's."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from caa.metadata import server
+from tests.network.metadataworld import World, curl, world
+from tests.network.topology import OUTSIDE_ADDRESS, Pod, echo_server, exchange, run, sysctl, tc_filters, within
+
+ADDRESS, ADDRESS6 = "169.254.169.254", "[fd00:ec2::254]"
+TOKEN, TTL = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Pods 2 and 3 on AWS, for tests that change nothing."""
+    with world(tmp_path_factory.mktemp("metadata")) as made:
+        made.pod(2)
+        made.pod(3)
+        yield made
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("metadata")) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_reaches_the_worker(request: pytest.FixtureRequest) -> Iterator[None]:
+    worlds = [request.getfixturevalue(name) for name in ("shared", "fresh") if name in request.fixturenames]
+    yield
+    for made in worlds:
+        assert made.trap.heard == []
+        assert made.trap.packets() == 0
+
+
+def token(pod: Pod, address: str = ADDRESS) -> str:
+    status, found = curl(pod, "-X", "PUT", f"http://{address}/latest/api/token", "-H", f"{TTL}: 60")
+    assert status == 200, found
+    return found
+
+
+def read(pod: Pod, path: str, address: str = ADDRESS) -> tuple[int, str]:
+    return curl(pod, f"http://{address}/latest/{path}", "-H", f"{TOKEN}: {token(pod, address)}")
+
+
+def python(pod: Pod, program: str) -> str:
+    """What a program of the workload prints."""
+    return run("ip", "netns", "exec", pod.podns, sys.executable, "-c", program).strip()
+
+
+def test_the_trap_works_a_pod_without_a_tunnel_reaches_the_workers_service(fresh: World) -> None:
+    pod = fresh.topology.pod(2)
+    for address in (ADDRESS, ADDRESS6):
+        assert curl(pod, f"http://{address}/", namespace=pod.netns) == (200, "i-worker")
+    assert fresh.trap.packets() > 4
+    fresh.trap.heard.clear()
+    for tool in ("iptables", "ip6tables"):
+        run(*f"ip netns exec {fresh.topology.worker} {tool} -t mangle -Z".split())
+
+
+@pytest.mark.parametrize("address", [ADDRESS, ADDRESS6])
+def test_curl_reads_the_pod_vms_identity(shared: World, address: str) -> None:
+    for number in (2, 3):
+        assert read(shared.pods[number], "meta-data/instance-id", address) == (200, f"i-{number:017x}")
+
+
+def test_boto3_finds_region_and_metadata(shared: World) -> None:
+    program = (
+        "from botocore.utils import IMDSFetcher, InstanceMetadataRegionFetcher as R\n"
+        "f = IMDSFetcher(); t = f._fetch_metadata_token()\n"
+        "print(R().retrieve_region(), f._get_request('latest/meta-data/instance-id', None, t).text)\n"
+    )
+    assert python(shared.pods[2], program) == "eu-west-1 i-00000000000000002"
+
+
+def test_a_token_of_another_pod_is_refused(shared: World) -> None:
+    foreign = token(shared.pods[3])
+    status, _ = curl(shared.pods[2], f"http://{ADDRESS}/latest/meta-data/instance-id", "-H", f"{TOKEN}: {foreign}")
+    assert status == 401
+
+
+def test_another_pods_address_gets_no_answer_from_a_pod_that_takes_it(shared: World) -> None:
+    pod, victim = shared.pods[2], shared.pods[3]
+    before = len(shared.asked)
+    shared.topology.ip(pod.podns, f"addr add {victim.address}/32 dev eth0", f"addr add {victim.address6}/128 dev eth0")
+    try:
+        for address, source in ((ADDRESS, victim.address), (ADDRESS6, victim.address6), (ADDRESS, "10.128.0.77")):
+            if source == "10.128.0.77":
+                shared.topology.ip(pod.podns, f"addr add {source}/32 dev eth0")
+            status, error = curl(pod, "-m", "1", "--interface", source, f"http://{address}/latest/meta-data/")
+            assert status == 0, error
+    finally:
+        run("ip", "-n", pod.podns, "addr", "del", f"{victim.address}/32", "dev", "eth0")
+        run("ip", "-n", pod.podns, "addr", "del", f"{victim.address6}/128", "dev", "eth0")
+        run("ip", "-n", pod.podns, "addr", "del", "10.128.0.77/32", "dev", "eth0")
+    assert len(shared.asked) == before
+    assert read(victim, "meta-data/instance-id") == (200, "i-00000000000000003")
+
+
+def test_a_forwarded_request_is_refused(shared: World) -> None:
+    for header in ("X-Forwarded-For: 10.0.0.1", "Forwarded: for=10.0.0.1"):
+        url = f"http://{ADDRESS}/latest/api/token"
+        assert curl(shared.pods[2], "-X", "PUT", url, "-H", f"{TTL}: 60", "-H", header)[0] == 403
+
+
+def test_a_huge_request_is_refused(shared: World) -> None:
+    pod = shared.pods[2]
+    assert curl(pod, f"http://{ADDRESS}/latest/", "-H", f"X: {'x' * 20_000}")[0] in (0, 431)
+    status, _ = curl(pod, "-X", "PUT", f"http://{ADDRESS}/latest/api/token", "-H", f"{TTL}: 60", "-d", "x" * 10_000)
+    assert status in (0, 400)
+    assert read(pod, "meta-data/instance-id")[0] == 200
+
+
+def test_a_slow_request_is_cut_off(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = shared.pods[2]
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.3)
+    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=8))
+    with connection:
+        connection.sendall(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: x\r\n")
+        assert connection.recv(100) == b""
+
+
+def test_the_token_stays_within_one_hop(fresh: World) -> None:
+    """A network inside the pod, one hop further, gets no token; with a limit of 2 it does."""
+    pod = fresh.pod(2)
+    inner = fresh.topology.namespace("inner")
+    fresh.topology.ip(
+        pod.podns,
+        f"link add in0 type veth peer name eth0 netns {inner}",
+        "addr add 172.30.0.1/24 dev in0",
+        "link set in0 up",
+    )
+    fresh.topology.ip(inner, "addr add 172.30.0.2/24 dev eth0", "link set eth0 up")
+    fresh.topology.ip(inner, "route add default via 172.30.0.1")
+    sysctl(pod.podns, "ipv4/ip_forward", "1")
+    run(*f"ip netns exec {pod.podns} iptables -t nat -A POSTROUTING -s 172.30.0.0/24 -j MASQUERADE".split())
+    ask = ("-X", "PUT", f"http://{ADDRESS}/latest/api/token", "-H", f"{TTL}: 60")
+    assert curl(pod, *ask)[0] == 200
+    assert curl(pod, *ask, "-m", "1", namespace=inner)[0] == 0
+    fresh.configure(CAA_METADATA_HOP_LIMIT="2")
+    assert curl(pod, *ask, namespace=inner)[0] == 200
+
+
+def test_azure_identity_is_told_that_there_is_no_identity_and_curl_sees_the_vm(fresh: World) -> None:
+    pod = fresh.pod(2)
+    fresh.configure(CAA_METADATA_DIALECT="azure")
+    program = (
+        "from azure.identity import CredentialUnavailableError\n"
+        "from azure.identity._credentials.imds import ImdsCredential\n"
+        "c = ImdsCredential(_enable_imds_probe=True)\n"
+        "try: c.get_token('https://management.azure.com/.default')\n"
+        "except CredentialUnavailableError as e: print(c._endpoint_available, e)\n"
+    )
+    told = python(pod, program)
+    assert told.startswith("True ")
+    assert "Identity not found" in told
+    url = f"http://{ADDRESS}/metadata/instance/compute/vmId?api-version=2021-02-01&format=text"
+    assert curl(pod, url, "-H", "Metadata: true") == (200, "i-00000000000000002")
+    assert curl(pod, url, "-H", "Metadata: true", "-H", "X-Forwarded-For: 1.2.3.4")[0] == 400
+
+
+def test_ibms_own_client_gets_a_token_and_curl_the_instance(fresh: World) -> None:
+    pod = fresh.pod(2)
+    fresh.configure(CAA_METADATA_DIALECT="ibmcloud")
+    program = (
+        "from ibm_cloud_sdk_core.token_managers.vpc_instance_token_manager import VPCInstanceTokenManager as M\n"
+        "print(M().retrieve_instance_identity_token())\n"
+    )
+    bearer = python(pod, program)
+    url = f"http://{ADDRESS}/metadata/v1/instance?version=2022-03-01"
+    status, body = curl(pod, url, "-H", f"Authorization: Bearer {bearer}")
+    assert (status, json.loads(body)["id"]) == (200, "i-00000000000000002")
+    assert curl(pod, url)[0] == 401
+
+
+@pytest.mark.parametrize("mode", ["off", "vm"])
+def test_in_other_modes_everything_is_answered_403(fresh: World, mode: str) -> None:
+    pod = fresh.pod(2)
+    fresh.configure(CAA_METADATA_MODE=mode)
+    for address in (ADDRESS, ADDRESS6):
+        assert curl(pod, f"http://{address}/latest/meta-data/")[0] == 403
+
+
+def test_while_the_service_is_down_requests_end_nowhere_and_the_next_one_answers(fresh: World) -> None:
+    pod = fresh.pod(2)
+    held = token(pod)
+    fresh.end()
+    for address in (ADDRESS, ADDRESS6):
+        assert curl(pod, "-m", "1", f"http://{address}/latest/meta-data/")[0] == 0
+    # Frames made by hand, to the tunnel's own MAC address, that the namespace there would route on.
+    run("ip", "-n", pod.podns, "neigh", "replace", "10.128.0.1", "lladdr", tunnel_mac(pod), "dev", "eth0")
+    assert curl(pod, "-m", "1", f"http://{ADDRESS}/latest/meta-data/")[0] == 0
+    run("ip", "-n", pod.podns, "neigh", "del", "10.128.0.1", "dev", "eth0")
+    fresh.begin()
+    fresh.setup(2)
+    # The token outlives the service: the key is the node's.
+    assert curl(pod, f"http://{ADDRESS}/latest/meta-data/instance-id", "-H", f"{TOKEN}: {held}")[0] == 200
+
+
+def tunnel_mac(pod: Pod) -> str:
+    found = json.loads(run("ip", "-n", pod.netns, "-json", "link", "show", "vxlan1"))
+    return str(found[0]["address"])
+
+
+def test_a_pod_without_a_row_or_a_vm_is_told_nothing(fresh: World) -> None:
+    pod = fresh.pod(2)
+    assert read(pod, "meta-data/instance-id")[0] == 200
+    other = fresh.topology.pod(3)
+    other.connect()  # a tunnel that nobody serves
+    assert curl(other, "-m", "1", f"http://{ADDRESS}/latest/meta-data/")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        "ip -n {netns} link del vxlan1",
+        "tc -n {netns} filter del dev vxlan1 ingress pref 1",
+        "tc -n {netns} filter del dev vxlan1 ingress",
+        "ip -n {netns} route del blackhole 169.254.169.254",
+    ],
+)
+def test_what_was_damaged_is_mended_by_the_next_look(fresh: World, breakage: str) -> None:
+    pod = fresh.pod(2)
+    before = tc_filters(pod.netns, "vxlan1")
+    run(*breakage.format(netns=pod.netns).split())
+    fresh.setup(2)
+    assert tc_filters(pod.netns, "vxlan1") == before
+    assert "blackhole 169.254.169.254" in run("ip", "-n", pod.netns, "route")
+    assert read(pod, "meta-data/instance-id") == (200, "i-00000000000000002")
+
+
+def test_setup_again_keeps_connections(fresh: World) -> None:
+    pod = fresh.pod(2)
+    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=3))
+    with connection:
+        fresh.setup(2)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
+
+
+def test_teardown_ends_it(fresh: World) -> None:
+    pod = fresh.pod(2)
+    fresh.do(fresh.tunnels.teardown(fresh.sandboxes[2]))
+    assert "blackhole" not in run("ip", "-n", pod.netns, "route")
+    assert curl(pod, "-m", "1", f"http://{ADDRESS}/")[0] == 0
+    fresh.setup(2)
+    assert read(pod, "meta-data/instance-id")[0] == 200
+
+
+def test_the_pods_other_traffic_goes_on(fresh: World) -> None:
+    pod = fresh.pod(2)
+    with echo_server(fresh.topology.outside, OUTSIDE_ADDRESS):
+        assert exchange(pod.podns, OUTSIDE_ADDRESS, b"hello")[0] == b"hello"
