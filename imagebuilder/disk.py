@@ -11,12 +11,11 @@ from pathlib import Path
 
 from imagebuilder.files import copy_sparse
 from imagebuilder.pe import read_program, settle
+from imagebuilder.platforms import PLATFORMS
 from imagebuilder.recipe import Inputs
+from imagebuilder.rootfs import Kernel
 from imagebuilder.rootimage import RootImage, Verity
 from imagebuilder.tools import BuildError, run
-
-STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-STUB_PACKAGE = "systemd-boot-efi"
 
 _MIB = 1 << 20
 # Partitions begin at whole MiB, as every partitioning tool does; the last MiB is for the second GPT.
@@ -26,9 +25,6 @@ _SECTORS_PER_CLUSTER = 64
 # FAT's own tables and the directory.
 _ESP_SLACK = 2 * _MIB
 _ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-# "root" and "root verity" for x86-64 of the discoverable partitions specification.
-_ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
-_VERITY_TYPE = "2C7357ED-EBD2-46D9-AEC1-23D437EC2BF5"
 
 
 def kernel_command_line(inputs: Inputs, verity: Verity | None) -> str:
@@ -38,8 +34,9 @@ def kernel_command_line(inputs: Inputs, verity: Verity | None) -> str:
     service is a session, and within the groups of sessions the units' Nice= would mean nothing. roothash= is systemd's
     word; what else the initrd must know to set up dm-verity is in podvm.verity=: blocks of data, and the salt.
     """
+    console = PLATFORMS[inputs.arch].console
     words = [
-        f"root=PARTLABEL={root_label(inputs.id)} console=tty0 console=ttyS0 quiet loglevel=4 panic=5",
+        f"root=PARTLABEL={root_label(inputs.id)} console=tty0 console={console} quiet loglevel=4 panic=5",
         "net.ifnames=0 noautogroup",
     ]
     if verity:
@@ -54,43 +51,43 @@ def root_label(image_id: uuid.UUID) -> str:
     return f"podvm-{image_id.hex[:16]}"
 
 
-def build_uki(vmlinuz: Path, initrd: Path, command_line: str, epoch: int, out: Path) -> None:
-    """One EFI program of kernel, initrd and command line, as the systemd-boot stub expects its sections."""
+def build_uki(kernel: Kernel, initrd: Path, command_line: str, inputs: Inputs, out: Path) -> None:
+    """One EFI program of kernel, initrd and command line, as systemd's stub expects its sections."""
     work = out.parent
     (work / "cmdline").write_text(command_line)
     (work / "osrel").write_text("ID=podvm\nNAME=podvm\nPRETTY_NAME=podvm\n")
-    sections = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".initrd": initrd, ".linux": vmlinuz}
-    program = read_program(STUB.read_bytes())
+    sections = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".initrd": initrd, ".linux": kernel.vmlinuz}
+    program = read_program(kernel.stub.read_bytes())
     if program is None:
-        raise BuildError(f"{STUB} is not an EFI program; reinstall {STUB_PACKAGE}")
+        raise BuildError(f"{kernel.stub.name} of the package systemd-boot-efi is not an EFI program")
     address, alignment = program.end, program.alignment
     arguments: list[str | Path] = []
     for name, path in sections.items():  # the kernel last: it may unpack itself in place
         address = -(-address // alignment) * alignment
         arguments += ["--add-section", f"{name}={path}", "--change-section-vma", f"{name}={program.base + address:#x}"]
         address += path.stat().st_size
-    run(["objcopy", *arguments, STUB, out])
-    out.write_bytes(settle(out.read_bytes(), epoch))  # objcopy notes when it ran
+    run([PLATFORMS[inputs.arch].objcopy, *arguments, kernel.stub, out])
+    out.write_bytes(settle(out.read_bytes(), inputs.source_date_epoch))  # objcopy notes when it ran
 
 
 def assemble(image: RootImage, uki: Path, inputs: Inputs, out: Path) -> None:
     """Write the raw disk of the parts. Raises ImageError."""
+    platform = PLATFORMS[inputs.arch]
     esp_size = _round_up(uki.stat().st_size + _ESP_SLACK)
     root_start = _ESP_START + esp_size
     root_size = image.path.stat().st_size
-    root_id, verity_id = uuid.uuid5(inputs.id, "root"), None
+    root_id = verity_id = _id(inputs, "root")
     end = root_start + root_size
-    rows = [f"start={_ESP_START >> 9}, size={esp_size >> 9}, type={_ESP_TYPE}, name=esp, uuid={_id(inputs, 'esp')}"]
+    rows = [_row(_ESP_START, esp_size, _ESP_TYPE, "esp", _id(inputs, "esp"))]
     if image.verity:
         # The two halves of the root hash, as the specification has it: tools find both parts by the hash alone.
-        half = uuid.UUID(image.verity.root_hash[:32]), uuid.UUID(image.verity.root_hash[-32:])
-        root_id, verity_id = half
+        root_id, verity_id = uuid.UUID(image.verity.root_hash[:32]), uuid.UUID(image.verity.root_hash[-32:])
         end += image.verity.tree.stat().st_size
     label = root_label(inputs.id)
-    rows.append(f"start={root_start >> 9}, size={root_size >> 9}, type={_ROOT_TYPE}, name={label}, uuid={root_id}")
+    rows.append(_row(root_start, root_size, platform.root_type, label, root_id))
     if image.verity:
-        start, size = root_start + root_size, image.verity.tree.stat().st_size
-        rows.append(f"start={start >> 9}, size={size >> 9}, type={_VERITY_TYPE}, name={label}-verity, uuid={verity_id}")
+        size = image.verity.tree.stat().st_size
+        rows.append(_row(root_start + root_size, size, platform.verity_type, f"{label}-verity", verity_id))
     with out.open("wb") as file:
         file.truncate(end + _MIB)
     table = "\n".join(["label: gpt", f"label-id: {_id(inputs, 'disk')}", *rows, ""])
@@ -99,6 +96,10 @@ def assemble(image: RootImage, uki: Path, inputs: Inputs, out: Path) -> None:
     copy_sparse(image.path, out, root_start)
     if image.verity:
         copy_sparse(image.verity.tree, out, root_start + root_size)
+
+
+def _row(start: int, size: int, kind: str, name: str, identity: uuid.UUID) -> str:
+    return f"start={start >> 9}, size={size >> 9}, type={kind}, name={name}, uuid={identity}"
 
 
 def _id(inputs: Inputs, of: str) -> uuid.UUID:
@@ -114,7 +115,7 @@ def _write_esp(disk: Path, uki: Path, size: int, inputs: Inputs) -> None:
     run(["mkfs.vfat", "--invariant", "-s", str(_SECTORS_PER_CLUSTER), "-i", inputs.id.hex[:8], "-n", "ESP", esp])
     stamp = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
     run(["mmd", "-i", esp, "::/EFI", "::/EFI/BOOT"], environment=stamp)
-    run(["mcopy", "-m", "-i", esp, uki, "::/EFI/BOOT/BOOTX64.EFI"], environment=stamp)
+    run(["mcopy", "-m", "-i", esp, uki, f"::/EFI/BOOT/{PLATFORMS[inputs.arch].loader}"], environment=stamp)
     copy_sparse(esp, disk, _ESP_START)
     esp.unlink()
 

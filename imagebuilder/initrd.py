@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from imagebuilder.modules import choose, named
-from imagebuilder.recipe import RECIPE, lines
+from imagebuilder.recipe import RECIPE, Inputs, lines
 from imagebuilder.tools import run
 
 _APPLETS = (
@@ -23,7 +23,7 @@ _APPLETS = (
 _VERITY_MODULES = ("dm_verity", "overlay")
 
 
-def build_initrd(root: Path, release: str, work: Path, out: Path, *, verity: bool) -> None:
+def build_initrd(root: Path, release: str, work: Path, out: Path, inputs: Inputs) -> None:
     """Write the initrd for kernel `release` of the root file system at `root`."""
     tree = work / "initrd"
     for name in ("bin", "dev", "proc", "root", "sys"):
@@ -33,10 +33,10 @@ def build_initrd(root: Path, release: str, work: Path, out: Path, *, verity: boo
         (tree / "bin" / applet).symlink_to("busybox")
     shutil.copy(RECIPE / "initrd-init", tree / "init")
     (tree / "init").chmod(0o755)
-    if verity:
+    if inputs.verity:
         _copy_program(root, "usr/sbin/dmsetup", tree)
     source, target = root / "lib/modules" / release, tree / "lib/modules" / release
-    names = [*lines("initrd-modules.txt"), *(_VERITY_MODULES if verity else ())]
+    names = [*lines("initrd-modules.txt", inputs.arch), *(_VERITY_MODULES if inputs.verity else ())]
     for module in choose(source, names, named, "initrd-modules.txt"):
         (target / module).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / module, target / module)

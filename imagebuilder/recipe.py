@@ -1,4 +1,4 @@
-"""What an image is made from, and the record of it. Equal inputs give an equal id, which tells images apart."""
+"""What an image is made from. Equal inputs give an equal id, which tells images apart."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imagebuilder.tools import BuildError, run
 
 RECIPE = Path(__file__).with_name("recipe")
 SUITE = "bookworm"  # Debian 12, whose python3 (3.11) the guest's code is written for
-KERNEL_PACKAGE = {"amd64": "linux-image-cloud-amd64"}
-"""Debian architecture -> kernel. The cloud kernel has the drivers of the clouds' VMs and few others.
-
-Under emulation it is unpacked 3 s sooner (LZ4 rather than XZ) and has ext4 built in. It has no AHCI driver.
-"""
 
 # The parts of the guest's source that go into the image.
 GUEST_PARTS = ("__init__.py", "ttrpc", "guest", "podnetwork")
 # The builder's modules that decide what is in an image.
-_RECIPE_CODE = ("build", "disk", "initrd", "modules", "pe", "recipe", "rootfs", "rootimage")
+_RECIPE_CODE = ("build", "disk", "initrd", "modules", "pe", "platforms", "recipe", "rootfs", "rootimage")
 AGENT = Path("usr/local/bin/kata-agent")
 
 # One name space for all ids derived from inputs. Any fixed UUID would do; this is the one that was drawn.
@@ -47,7 +42,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that decides what is in an image. Digests are sha256 in hex; `packages` maps name to version."""
+    """Everything that decides what is in an image, but the versions of Debian's packages. Digests are sha256 in hex."""
 
     arch: str
     suite: str
@@ -56,34 +51,26 @@ class Inputs:
     payload: str  # "" without payload: then the image has the stand-in agent
     agent: str  # "kata-agent" or "stand-in"
     source_date_epoch: int
-    verity: bool = False
-    fips: bool = False
-    packages: dict[str, str] = field(default_factory=dict)
+    verity: bool
+    fips: bool
 
     @property
     def id(self) -> uuid.UUID:
-        """Derived from the inputs that are known before the build: not from the packages."""
-        known = {key: value for key, value in asdict(self).items() if key != "packages"}
-        return uuid.uuid5(_NAMESPACE, json.dumps(known, sort_keys=True))
-
-    def to_json(self, digest: str) -> str:
-        """The record that is kept beside the image; `digest` is the image's own."""
-        return json.dumps({"id": str(self.id), "digest": digest, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+        """All ids in the image follow from it."""
+        return uuid.uuid5(_NAMESPACE, json.dumps(asdict(self), sort_keys=True))
 
 
 def read_inputs(recipe: Recipe, arch: str) -> Inputs:
-    """The inputs as they are now, without packages. Raises BuildError for an input that cannot work."""
+    """The inputs as they are now. Raises ImageError for an input that cannot work."""
     guest_source, payload = recipe.guest_source, recipe.payload
-    if arch not in KERNEL_PACKAGE:
-        raise BuildError(f"arch: {arch!r} is not supported; allowed: {', '.join(KERNEL_PACKAGE)}")
     for part in GUEST_PARTS:
         if not (guest_source / part).exists():
             raise BuildError(f"guest_source: {guest_source} has no {part}")
     return Inputs(
         arch=arch,
         suite=SUITE,
-        recipe=_digest_of([RECIPE, *(Path(__file__).with_name(f"{name}.py") for name in _RECIPE_CODE)]),
-        guest=_digest_of([guest_source / part for part in GUEST_PARTS]),
+        recipe=_digest_of([RECIPE, *(Path(__file__).with_name(f"{name}.py") for name in _RECIPE_CODE)], plain_mode),
+        guest=_digest_of([guest_source / part for part in GUEST_PARTS], plain_mode),
         payload=_payload_digest(payload) if payload else "",
         agent="kata-agent" if payload and _has_agent(payload) else "stand-in",
         source_date_epoch=_source_date_epoch(),
@@ -92,10 +79,14 @@ def read_inputs(recipe: Recipe, arch: str) -> Inputs:
     )
 
 
-def lines(name: str) -> list[str]:
-    """The entries of a list in the recipe, without comments."""
-    text = (RECIPE / name).read_text()
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+def lines(name: str, arch: str = "") -> list[str]:
+    """The entries of a list in the recipe, without comments; without those for other architectures ("name [amd64]")."""
+    found = []
+    for line in (RECIPE / name).read_text().splitlines():
+        entry, _, only = line.partition(" [")
+        if entry.strip() and not entry.startswith("#") and only.strip("] ") in ("", arch):
+            found.append(entry.strip())
+    return found
 
 
 def _source_date_epoch() -> int:
@@ -122,12 +113,18 @@ def _has_agent(payload: Path) -> bool:
     return str(AGENT) in {name.removeprefix("./").removeprefix("/") for name in names}
 
 
-def _digest_of(roots: list[Path]) -> str:
+def plain_mode(mode: int) -> int:
+    """The mode that a file of ours has in the image, whatever the umask was when it was checked out."""
+    executable = stat.S_ISDIR(mode) or stat.S_ISLNK(mode) or mode & 0o100
+    return stat.S_IFMT(mode) | (0o755 if executable else 0o644)
+
+
+def _digest_of(roots: list[Path], settle: Callable[[int], int] = int) -> str:
     """Digest of trees: relative names, types, modes and contents; not times, and not the compiled files."""
     digest = hashlib.sha256()
     for root in sorted(roots):
         for path in [root, *_walk(root)]:
-            mode = path.lstat().st_mode
+            mode = settle(path.lstat().st_mode)
             digest.update(f"{root.name}/{path.relative_to(root)}\0{mode:o}\0".encode())
             if stat.S_ISLNK(mode):
                 digest.update(os.fsencode(os.readlink(path)))

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.modules import below, choose
-from imagebuilder.recipe import AGENT, GUEST_PARTS, KERNEL_PACKAGE, RECIPE, SUITE, Inputs, Recipe, lines
+from imagebuilder.platforms import PLATFORMS
+from imagebuilder.recipe import AGENT, GUEST_PARTS, RECIPE, SUITE, Inputs, Recipe, lines, plain_mode
 from imagebuilder.tools import BuildError, run
 
-# Runs inside mmdebstrap, with its apt, so that the kernel is fetched and verified like any other package.
-_FETCH_KERNEL = """set -eu
-mkdir "$1/kernel-package"
-cd "$1/kernel-package"
+# Runs inside mmdebstrap, with its apt, so that both are fetched and verified like any other package. They are not
+# installed, but taken apart.
+_FETCH = """set -eu
+mkdir "$1/taken-apart"
+cd "$1/taken-apart"
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 package=$(apt-cache depends "$KERNEL_PACKAGE" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p')
-apt-get -q -o APT::Sandbox::User=root download "$package"
+apt-get -q -o APT::Sandbox::User=root download "$package" systemd-boot-efi
 """
 
 # Sets up dm-verity in the initrd, for which libcryptsetup would be ten times as large.
@@ -43,8 +45,8 @@ _UNNEEDED = (
     "usr/lib/systemd/system-generators",
     "usr/lib/udev/hwdb.bin",
     "usr/lib/udev/hwdb.d",
-    "usr/lib/x86_64-linux-gnu/libapt-pkg.so.6.0",
-    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/lib/{triple}/libapt-pkg.so.6.0",
+    "usr/lib/{triple}/perl-base",
     "usr/share/bash-completion",
     "usr/share/bug",
     "usr/share/doc",
@@ -63,30 +65,35 @@ _UNNEEDED = (
 
 
 @dataclass(frozen=True, slots=True)
-class RootFs:
-    """A finished root: its directory, the kernel image beside it, and the kernel's release name."""
+class Kernel:
+    """The kernel's image, its release name, and systemd's EFI program that starts it."""
 
-    path: Path
     vmlinuz: Path
     release: str
-    packages: dict[str, str]
+    stub: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RootFs:
+    """A finished root: its directory, and the kernel beside it."""
+
+    path: Path
+    kernel: Kernel
 
 
 def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe) -> RootFs:
     """Make the root below `work`. Raises ImageError."""
-    root = work / "root"
+    root, platform = work / "root", PLATFORMS[inputs.arch]
     begun = time.time()
     _bootstrap(root, work, inputs)
-    packages = _installed(root)
-    vmlinuz, release, kernel_version = _take_kernel(root, work)
-    packages[f"linux-image-{release}"] = kernel_version
-    shutil.copytree(RECIPE / "root", root, dirs_exist_ok=True, symlinks=True, copy_function=shutil.copy)
+    kernel = _take_kernel(root, work, inputs.arch)
+    _copy(RECIPE / "root", root)
     _copy_guest(root, recipe.guest_source)
     if recipe.payload:
         _overlay(root, recipe.payload, inputs.source_date_epoch)
     _settle_units(root, inputs)
     for name in _UNNEEDED:
-        _remove(root / name)
+        _remove(root / name.format(triple=platform.triple))
     (root / "var/log").mkdir()
     (root / "boot").mkdir()
     (root / "media/cidata").mkdir(parents=True)
@@ -95,7 +102,7 @@ def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe) -> RootFs:
     _remove(root / "etc/resolv.conf")
     (root / "etc/resolv.conf").symlink_to("/run/systemd/resolve/resolv.conf")
     _settle_times(root, begun, inputs.source_date_epoch)
-    return RootFs(root, vmlinuz, release, packages)
+    return RootFs(root, kernel)
 
 
 def _settle_times(root: Path, begun: float, epoch: int) -> None:
@@ -114,8 +121,8 @@ def _settle_times(root: Path, begun: float, epoch: int) -> None:
 def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
     sources = work / "sources.list"
     sources.write_text("\n".join(_host_sources()) + "\n")
-    fetch = work / "fetch-kernel"
-    fetch.write_text(_FETCH_KERNEL)
+    fetch = work / "fetch"
+    fetch.write_text(_FETCH)
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
     run(
         [
@@ -124,7 +131,7 @@ def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
             "--mode=root",
             "--format=directory",
             f"--architectures={inputs.arch}",
-            f"--include={','.join([*lines('packages.txt'), *(VERITY_PACKAGES if inputs.verity else ())])}",
+            f"--include={','.join([*lines('packages.txt', inputs.arch), *(VERITY_PACKAGES if inputs.verity else ())])}",
             '--aptopt=APT::Install-Recommends "false"',
             '--aptopt=Acquire::Languages "none"',
             "--dpkgopt=force-unsafe-io",  # no fsync per file: a build that dies is thrown away
@@ -135,7 +142,7 @@ def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
             sources,
         ],
         environment={
-            "KERNEL_PACKAGE": KERNEL_PACKAGE[inputs.arch],
+            "KERNEL_PACKAGE": PLATFORMS[inputs.arch].kernel,
             "SOURCE_DATE_EPOCH": str(inputs.source_date_epoch),
             "DEBIAN_FRONTEND": "noninteractive",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -156,44 +163,52 @@ def _host_sources() -> list[str]:
     return kept
 
 
-def _installed(root: Path) -> dict[str, str]:
-    form = "${Package} ${Version}\n"
-    listing = run(["dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "--show", "--showformat", form])
-    return dict(line.split() for line in listing.splitlines())
-
-
-def _take_kernel(root: Path, work: Path) -> tuple[Path, str, str]:
-    """Take the kernel image and the modules a pod VM can use out of the kernel package; (image, release, version)."""
-    package = next((root / "kernel-package").glob("*.deb"))
-    archive = work / "kernel.tar"
-    run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" > "$2"', "sh", package, archive])
+def _take_kernel(root: Path, work: Path, arch: str) -> Kernel:
+    """Take the kernel image, the modules a pod VM can use, and systemd's stub out of their packages."""
+    packages = root / "taken-apart"
     tree = work / "kernel"
     tree.mkdir()
-    run(["tar", "-xf", archive, "-C", tree, "--wildcards", "./lib/modules/*", "./boot/vmlinuz-*"])
-    archive.unlink()
-    version = run(["dpkg-deb", "--field", package, "Version"]).strip()
-    shutil.rmtree(package.parent)
+    stub = Path("usr/lib/systemd/boot/efi", PLATFORMS[arch].stub)
+    _unpack(next(packages.glob("systemd-boot-efi_*.deb")), tree, f"./{stub}")
+    _unpack(next(packages.glob("linux-image-*.deb")), tree, "./lib/modules/*", "./boot/vmlinuz-*")
+    shutil.rmtree(packages)
     modules = next((tree / "lib/modules").iterdir())
     run(["depmod", "-b", tree, modules.name])
-    chosen = set(choose(modules, lines("kernel-modules.txt"), below, "kernel-modules.txt"))
+    chosen = set(choose(modules, lines("kernel-modules.txt", arch), below, "kernel-modules.txt"))
     for path in modules.rglob("*.ko"):
         if str(path.relative_to(modules)) not in chosen:
             path.unlink()
     target = root / "usr/lib/modules" / modules.name
     shutil.move(modules, target)
     run(["depmod", "-b", root, modules.name])
-    return next((tree / "boot").iterdir()), modules.name, version
+    return Kernel(next((tree / "boot").iterdir()), modules.name, tree / stub)
+
+
+def _unpack(package: Path, tree: Path, *names: str) -> None:
+    archive = tree.with_name("package.tar")
+    run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" > "$2"', "sh", package, archive])
+    run(["tar", "-xf", archive, "-C", tree, "--wildcards", *names])
+    archive.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A tree of ours over the root: without what Python compiled, and with the same modes in every checkout."""
+    for path in [source, *sorted(source.rglob("*"))]:
+        copy = target / path.relative_to(source)
+        if "__pycache__" in path.parts:
+            continue
+        if path.is_dir():
+            copy.mkdir(exist_ok=True)
+        else:
+            shutil.copyfile(path, copy)
+            copy.chmod(stat.S_IMODE(plain_mode(path.stat().st_mode)))
 
 
 def _copy_guest(root: Path, guest_source: Path) -> None:
     target = root / "usr/lib/python3/dist-packages" / guest_source.name
     target.mkdir()
     for part in GUEST_PARTS:
-        source = guest_source / part
-        if source.is_dir():
-            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target / part)
+        _copy(guest_source / part, target / part)
     # Compiled once here, as Debian does with its own: the pod VM would do it at each boot. Unchecked, for nobody edits
     # the sources there.
     command = ["python3", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]

@@ -14,6 +14,7 @@ from imagebuilder.errors import ImageError, no_space
 
 # Tool -> Debian package that has it.
 PACKAGES = {
+    "aarch64-linux-gnu-objcopy": "binutils-aarch64-linux-gnu",
     "apt-get": "apt",
     "chroot": "coreutils",
     "debugfs": "e2fsprogs",

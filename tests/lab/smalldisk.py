@@ -6,8 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from imagebuilder.disk import STUB
-
+STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 PATH = {**os.environ, "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
 MIB = 1 << 20
 ROOT_HASH = "ab" * 32

@@ -24,11 +24,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-import caa
 from caa.ttrpc.frames import HEADER, REQUEST, Request, Response, frame
 from caa.ttrpc.protobuf import LEN, write_field
-from imagebuilder.build import BuiltImage, build, read_built
-from imagebuilder.recipe import Recipe
+from tests.vm.imagefile import ImageFile, image_file
 
 pycdlib = pytest.importorskip("pycdlib")
 
@@ -98,12 +96,9 @@ def cloud_config(server: Keys, client: Keys) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def image() -> BuiltImage:
+def image() -> ImageFile:
     """The image of the sources as they are, built once per change of them."""
-    cache = Path(os.environ.get("CAA_TEST_IMAGE_CACHE", "/var/cache/caa-test"))
-    source = Path(caa.__file__).parent
-    out = cache / "podvm.qcow2"
-    return read_built(out, recipe=Recipe(source)) or build(out, recipe=Recipe(source))
+    return image_file()
 
 
 def free_port() -> int:
@@ -209,7 +204,7 @@ def check_agent(vm: PodVm, target: float) -> float:
     return seconds
 
 
-def direct(image: BuiltImage, controller: str = "virtio-blk-pci", machine: str = "q35") -> list[str]:
+def direct(image: ImageFile, controller: str = "virtio-blk-pci", machine: str = "q35") -> list[str]:
     return [
         *("-machine", machine, "-device", f"{controller},drive=root"),
         *("-kernel", str(image.vmlinuz), "-initrd", str(image.initrd), "-append", image.command_line),
@@ -223,24 +218,30 @@ def firmware(controller: str = "virtio-blk-pci") -> list[str]:
     ]
 
 
-def test_a_directly_booted_image_answers_over_mutual_tls(image: BuiltImage, tmp_path: Path) -> None:
+def test_the_image_is_small_and_tells_what_it_measures(image: ImageFile) -> None:
+    assert image.facts["bytes_used"] <= 350 * 10**6
+    assert image.facts["measurements"].keys() == {"disk", "uki"}
+    print(f"built in {image.facts['seconds']} s, {image.facts['bytes_used'] >> 20} MiB used")
+
+
+def test_a_directly_booted_image_answers_over_mutual_tls(image: ImageFile, tmp_path: Path) -> None:
     with booted(tmp_path, *direct(image), disk=image.path) as vm:
         check_agent(vm, TARGET["direct"])
         assert not [line for line in vm.console if "PRIVATE KEY" in line]
 
 
 @pytest.mark.parametrize("controller", ["ide-hd,bus=ide.1", "virtio-blk-pci"])
-def test_the_image_finds_its_disk_and_a_cd_on_the_ide_bus(image: BuiltImage, tmp_path: Path, controller: str) -> None:
+def test_the_image_finds_its_disk_and_a_cd_on_the_ide_bus(image: ImageFile, tmp_path: Path, controller: str) -> None:
     with booted(tmp_path, *direct(image, controller, "pc"), disk=image.path, seed="ide-cd") as vm:
         check_agent(vm, TARGET["direct"])
 
 
-def test_the_image_boots_from_firmware_without_a_variable_store(image: BuiltImage, tmp_path: Path) -> None:
+def test_the_image_boots_from_firmware_without_a_variable_store(image: ImageFile, tmp_path: Path) -> None:
     with booted(tmp_path, *firmware(), disk=image.path) as vm:
         check_agent(vm, TARGET["firmware"])
 
 
-def test_the_image_boots_from_firmware_with_a_variable_store(image: BuiltImage, tmp_path: Path) -> None:
+def test_the_image_boots_from_firmware_with_a_variable_store(image: ImageFile, tmp_path: Path) -> None:
     variables = shutil.copy(VARIABLES, tmp_path / "vars.fd")
     store = ["-drive", f"if=pflash,unit=1,format=raw,file={variables}"]
     with booted(tmp_path, *firmware(), *store, disk=image.path) as vm:
