@@ -38,6 +38,7 @@ bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay
 	$(BIN)/python -m tests.bench.bench_sizing
 	$(BIN)/python -m tests.bench.bench_tunnel
+	$(BIN)/python -m tests.bench.bench_metadata
 	$(BIN)/python -m tests.bench.bench_restart
 	$(BIN)/python -m tests.bench.bench_burst
 

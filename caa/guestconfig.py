@@ -59,11 +59,14 @@ def apf_json(
     client_ca: str,
     tls: TlsProfile,
     pod_network: Mapping[str, object] | str | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> str:
     """The forwarder's configuration. `identity` is None when the image brings its own certificate.
 
     `pod_network` is the finished object, or its JSON text, and goes in as it is. Without one the incumbent's
-    forwarder does not start; ours leaves the network alone. Raises ValueError when the text is no JSON object.
+    forwarder does not start; ours leaves the network alone. `metadata` is for our guest alone, see
+    `caa.guest.metadata`; the incumbent's passes over keys it does not know. Raises ValueError when the text is no JSON
+    object.
     """
     network = json.loads(pod_network) if isinstance(pod_network, str) else pod_network
     if network is not None and not isinstance(network, Mapping):
@@ -79,6 +82,7 @@ def apf_json(
         "tls-client-ca": client_ca,
         "tls-min-version": tls.min_version,
         "tls-cipher-suites": list(tls.cipher_suites),
+        "caa-metadata": dict(metadata or {}),
     }
     document |= {key: value for key, value in optional.items() if value}
     # Escaped, for some characters that JSON takes as they are would be line breaks to the guest's YAML parser.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from caa.guestconfig import INITDATA_ANNOTATION, apf_json, guest_files, initdata
+from caa.metadata.keys import guest_metadata
 from caa.node import Node
 from caa.sandbox import Sandbox
 from caa.userdatasize import Fitted, fit
@@ -20,6 +21,7 @@ def pod_user_data(node: Node, sandbox: Sandbox, name: str, pod_network: Mapping[
         client_ca=keys.client_certificate if keys else "",
         tls=node.tls.profile,
         pod_network=pod_network,
+        metadata=guest_metadata(node.current.settings),
     )
     files = guest_files(
         apf=apf,

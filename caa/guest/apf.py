@@ -62,6 +62,11 @@ def read_pod_network(config: Path = CONFIG) -> dict[str, Any] | None:
     return _lower(network) if network is not None else None
 
 
+def read_metadata(config: Path = CONFIG) -> object:
+    """The object `caa-metadata`, which only a worker of ours sends; None without one. Raises ConfigError."""
+    return _lower(_read(config).get("caa-metadata"))
+
+
 def _read(config: Path) -> dict[str, Any]:
     try:
         with config.open("rb") as file:

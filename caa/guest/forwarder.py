@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from caa.guest.apf import CONFIG, IMAGE_CERTIFICATES, read_identity, read_pod_network, server_context
+from caa.guest.apf import CONFIG, IMAGE_CERTIFICATES, read_identity, read_metadata, read_pod_network, server_context
 from caa.guest.log import log
 from caa.guest.network import PodNetwork
 from caa.guest.relay import relay
@@ -76,7 +76,7 @@ class Forwarder:
         self._pod_namespace = pod_namespace
         self._agent_seconds = agent_seconds
         self._volumes = volumes
-        self._network = PodNetwork(read_pod_network(config))
+        self._network = PodNetwork(read_pod_network(config), read_metadata(config))
         self._met = threading.Event()  # a worker has been let in
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 

@@ -15,10 +15,14 @@ _NEED_NETWORK = {"CreateSandbox", "CreateContainer"}
 
 
 class PodNetwork:
-    """The network of the pod, from the `pod-network` object of apf.json; None where there is none to build."""
+    """The network of the pod, from the `pod-network` object of apf.json; None where there is none to build.
 
-    def __init__(self, document: Mapping[str, object] | None) -> None:
+    `metadata` is the object `caa-metadata`: what of the cloud's metadata is passed on to the pod.
+    """
+
+    def __init__(self, document: Mapping[str, object] | None, metadata: object = None) -> None:
         self._document = document
+        self._metadata = metadata
         self._done = threading.Event()
         self._failure = ""
         if document is None:
@@ -39,6 +43,21 @@ class PodNetwork:
         else:
             log("pod network: ready")
         self._done.set()
+        if self._metadata and not self._failure:
+            self._pass_metadata_on()
+
+    def _pass_metadata_on(self) -> None:
+        """Without it, the pod's requests go through the tunnel to the worker, which refuses them."""
+        from caa.guest.metadata import Relay, read_config
+        from caa.podnetwork.podvm import POD_NAMESPACE
+
+        config = read_config(self._metadata)
+        if config is None:
+            return
+        try:
+            Relay(config, POD_NAMESPACE).start()
+        except Exception as error:  # a pod can do without
+            log(f"instance metadata: {error or type(error).__name__}")
 
     def before(self, data: bytes, change: Callable[[bytes], bytes | Work]) -> bytes | Work:
         """`change` of the call's envelope; of a call that needs the network, when that is there."""

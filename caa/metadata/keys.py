@@ -67,3 +67,10 @@ def metadata_problems(keys: MetadataKeys) -> Iterator[Problem]:
             f"{missing[0]!r} is not allowed with CAA_METADATA_MODE={keys.metadata_mode}: only the cloud's own service "
             "has it, so the mode must be vm.",
         )
+
+
+def guest_metadata(keys: MetadataKeys) -> dict[str, object] | None:
+    """What the VM is told, in mode `vm`; None in others."""
+    if keys.metadata_mode != "vm":
+        return None
+    return {"mode": "vm", "allow": list(keys.metadata_allow), "hops": keys.metadata_hop_limit}
