@@ -118,7 +118,7 @@ class IbmCloudProvider:
     @property
     def default_image(self) -> str:
         """The first of IBMCLOUD_PODVM_IMAGE_ID."""
-        return self._keys.image_ids[0]
+        return next(iter(self._keys.image_ids), "")
 
     def image_arch(self, image: str) -> str:
         """As the API has it; asked once for each image. "" for configured images of several architectures."""
