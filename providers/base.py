@@ -245,11 +245,11 @@ class Provider(Protocol):
 
     @property
     def default_image(self) -> str:
-        """The image that a request without one boots."""
+        """The image that a request without one boots; "" where that depends on the offering."""
         ...
 
     def image_arch(self, image: str) -> str:
-        """The architecture of an image ("": the configured one), such as x86_64; "" where any image will do."""
+        """The architecture of an image ("": the configured one), such as x86_64; "" where any offering will do."""
         ...
 
     def offerings(self) -> Sequence[Offering]:

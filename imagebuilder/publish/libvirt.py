@@ -41,9 +41,6 @@ class LibvirtPublisher:
         """LIBVIRT_VOL_NAME, if it is there."""
         return self._keys.vol_name if self.exists(self._keys.vol_name) else ""
 
-    def check(self) -> None:
-        """Nothing is needed beyond what pod VMs need."""
-
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """See Publisher."""
         volume = work.resources.get("volume", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class About(dict[str, str]):
 
 
 _NONE_LEFT = Meaning(CapacityError, "IBM Cloud has no {type} left in {zone}")
+# No word of capacity, but of a host, a network or a disk that failed; elsewhere there are others.
+_NOT_STARTED = Meaning(CapacityError, "IBM Cloud could not start an instance of {type} in {zone}")
 _NOT_HERE = Meaning(CapacityError, "IBM Cloud does not offer {type} in {zone} now")
 _HOST_FULL = Meaning(CapacityError, "the dedicated host or host group {target} has no room for another {type}")
 _NO_ADDRESS = Meaning(
@@ -101,6 +103,10 @@ _TABLE: dict[str, Meaning] = {
     "cannot_start_capacity": _NONE_LEFT,
     "cannot_start_reservation_capacity": _NONE_LEFT,
     "instance_capacity_unavailable": _NONE_LEFT,
+    "cannot_start": _NOT_STARTED,
+    "cannot_start_compute": _NOT_STARTED,
+    "cannot_start_network": _NOT_STARTED,
+    "cannot_start_storage": _NOT_STARTED,
     "instance_profile_not_available": _NOT_HERE,
     "profile_not_available_in_zone": _NOT_HERE,
     "dedicated_host_insufficient_capacity": _HOST_FULL,
@@ -182,6 +188,20 @@ def token_failure(error: Exception) -> ProviderError:
     return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {str(error)[:_LONGEST_QUOTE]}")
 
 
+def given_up(reasons: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> OfferingRefusedError | None:
+    """What the reasons of an instance's status say of the offering that it was; None when they say nothing of it.
+
+    IBM Cloud takes a launch before it looks for a host, so want of capacity mostly shows here.
+    """
+    for one in reasons:
+        code = str(one.get("code", ""))
+        meaning = _TABLE.get(code)
+        if meaning is not None and issubclass(meaning.error, OfferingRefusedError):
+            quoted = f"(IBM Cloud: {code}, {str(one.get('message', ''))[:_LONGEST_QUOTE]})"
+            return _refused(meaning.error, meaning, code, f"{meaning.sentence.format_map(About(about))} {quoted}")
+    return None
+
+
 def request_id_of(error: ApiException) -> str:
     """The API's own name of a call that it refused."""
     headers = error.http_response.headers if error.http_response is not None else {}
@@ -193,17 +213,27 @@ def _answered(error: ApiException, *, changes: bool, values: About) -> ProviderE
     code, status = str(first.get("code", "")), int(error.status_code)
     quoted = f"(IBM Cloud: {code or status}, {_quote(error)})"
     meaning = _meaning(code, status, str(first.get("message", "")))
+    if status == 404 and not changes:
+        meaning = _MISSING  # what was looked for itself, and nothing that it names
     if meaning is None:
         kind = UnknownOutcomeError if changes else UnavailableError
         return kind("ServerError", f"{values['operation']} failed inside IBM Cloud {quoted}")
-    reason = meaning.reason or "".join(word.capitalize() for word in code.split("_")) or "Refused"
     sentence = f"{meaning.sentence.format_map(values)} {quoted}"
     if issubclass(meaning.error, OfferingRefusedError):
-        seconds = QUOTA_SECONDS if meaning.error is QuotaError else CAPACITY_SECONDS
-        return meaning.error(reason, sentence, meaning.scope, seconds)
+        return _refused(meaning.error, meaning, code, sentence)
+    reason = _reason(meaning, code)
     if meaning.error is ThrottledError:
         return ThrottledError(reason, sentence, _retry_after(error))
     return meaning.error(reason, sentence)
+
+
+def _refused(kind: type[OfferingRefusedError], meaning: Meaning, code: str, sentence: str) -> OfferingRefusedError:
+    seconds = QUOTA_SECONDS if kind is QuotaError else CAPACITY_SECONDS
+    return kind(_reason(meaning, code), sentence, meaning.scope, seconds)
+
+
+def _reason(meaning: Meaning, code: str) -> str:
+    return meaning.reason or "".join(word.capitalize() for word in code.split("_")) or "Refused"
 
 
 def _meaning(code: str, status: int, message: str) -> Meaning | None:

@@ -35,7 +35,7 @@ from providers.base import (
 from providers.ibmcloud import checks
 from providers.ibmcloud.catalog import Catalog
 from providers.ibmcloud.client import PAGE, Vpc
-from providers.ibmcloud.errors import NAME_TAKEN
+from providers.ibmcloud.errors import NAME_TAKEN, given_up
 from providers.ibmcloud.owner import instance_tags, is_of, owner_in, user_tags
 from providers.ibmcloud.parameters import USER_DATA_LIMIT, Place, check, instance_prototype
 from providers.ibmcloud.place import LABELS, WorkerPlace
@@ -43,8 +43,8 @@ from providers.ibmcloud.settings import IbmCloudKeys
 from providers.ibmcloud.tagger import Tagger
 from providers.keys import read_keys
 
-# The API's own database answers lists, so a made instance is in the next one; this is for a list that was under way.
-LAG_SECONDS = 10.0
+# No list of the VPC API is known to lag: a made instance is in the next one. This is for one that was under way.
+LAG_SECONDS = 5.0
 # IBM Cloud publishes no rates of the VPC API. It says "too many requests" with the time to wait, which is heeded.
 LIMITS: Mapping[ApiClass, Rate] = {}
 # New profiles appear a few times a year; a changed configuration makes a new provider.
@@ -117,8 +117,8 @@ class IbmCloudProvider:
 
     @property
     def default_image(self) -> str:
-        """The first of IBMCLOUD_PODVM_IMAGE_ID."""
-        return next(iter(self._keys.image_ids), "")
+        """IBMCLOUD_PODVM_IMAGE_ID; "" when it has several, of which a launch takes the one for its architecture."""
+        return self._keys.image_ids[0] if len(self._keys.image_ids) == 1 else ""
 
     def image_arch(self, image: str) -> str:
         """As the API has it; asked once for each image. "" for configured images of several architectures."""
@@ -271,14 +271,18 @@ def _instance(found: Mapping[str, Any], owner: Owner) -> Instance:
     attachment = found.get("primary_network_attachment") or {}
     address = (attachment.get("primary_ip") or {}).get("address", "")
     created = found.get("created_at", "")
+    state = _STATES.get(found.get("status", ""), InstanceState.FAILED)
+    profile, zone = (found.get("profile") or {}).get("name", ""), (found.get("zone") or {}).get("name", "")
+    ended = state in (InstanceState.FAILED, InstanceState.STOPPED)
     return Instance(
         id=found["id"],
         name=found.get("name", ""),
-        state=_STATES.get(found.get("status", ""), InstanceState.FAILED),
+        state=state,
         owner=owner,
         addresses=() if address in _NO_ADDRESS else (address,),
-        instance_type=(found.get("profile") or {}).get("name", ""),
-        zone=(found.get("zone") or {}).get("name", ""),
+        instance_type=profile,
+        zone=zone,
         created_at=datetime.fromisoformat(created) if created else None,
         image=(found.get("image") or {}).get("id", ""),
+        refusal=given_up(found.get("status_reasons") or (), {"type": profile, "zone": zone}) if ended else None,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from xml.etree import ElementTree as ET
 
 import libvirt
 
 from providers.base import InvalidRequestError, Problem
 from providers.libvirt import storage
 from providers.libvirt.errors import translate
-from providers.libvirt.probe import Host, parse, probe
+from providers.libvirt.probe import Host, domain_capabilities, parse, probe, protects
 from providers.libvirt.settings import LibvirtKeys, is_local
 
 
@@ -20,7 +21,10 @@ def problems(conn: libvirt.virConnect, keys: LibvirtKeys) -> list[Problem]:
         host = probe(conn, keys)
     except InvalidRequestError as error:
         return [*found, Problem("LIBVIRT_URI", str(error))]
-    return [*found, *confidential(keys, host), *_acceleration(keys, host), *_firmware(conn, keys, host)]
+    found += [*confidential(keys, host), *_acceleration(keys, host), *_firmware(conn, keys, host)]
+    if host.arch == "s390x" and not keys.disable_cvm:
+        found += unprotected(domain_capabilities(conn, host))
+    return found
 
 
 def confidential(keys: LibvirtKeys, host: Host) -> list[Problem]:
@@ -33,6 +37,19 @@ def confidential(keys: LibvirtKeys, host: Host) -> list[Problem]:
             Problem("DISABLECVM", f"false is not allowed: only s390x hosts run confidential VMs, not {host.arch}")
         )
     return found
+
+
+def unprotected(described: ET.Element) -> list[Problem]:
+    """Of an s390x host that is to run confidential VMs, by its domain capabilities."""
+    if protects(described):
+        return []
+    return [
+        Problem(
+            "DISABLECVM",
+            "false needs IBM Secure Execution, which the libvirt host does not offer (virsh domcapabilities: s390-pv); "
+            "it takes the kernel argument prot_virt=1 on IBM z15, LinuxONE III or later",
+        )
+    ]
 
 
 def _storage(conn: libvirt.virConnect, keys: LibvirtKeys) -> list[Problem]:
@@ -86,7 +103,7 @@ def _firmware(conn: libvirt.virConnect, keys: LibvirtKeys, host: Host) -> list[P
     """The host lists the images it has descriptors for; any other path can be looked at only on this machine."""
     if host.arch != "x86_64" or not keys.efi_firmware:
         return []
-    described = parse(conn.getDomainCapabilities(None, host.arch, "q35", host.domain_type))
+    described = domain_capabilities(conn, host)
     listed = [value.text for value in described.findall("os/loader/value")]
     if keys.efi_firmware in listed or not is_local(keys.uri) or os.path.isfile(keys.efi_firmware):
         return []

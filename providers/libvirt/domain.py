@@ -12,7 +12,7 @@ from datetime import datetime
 from xml.etree import ElementTree as ET
 
 from providers.base import LaunchRequest, Owner
-from providers.libvirt.probe import Host, parse
+from providers.libvirt.probe import MACHINES, Host, parse
 from providers.libvirt.settings import LibvirtKeys
 
 METADATA_URI = "urn:peerpod-cloud-adaptor:instance:1"
@@ -145,9 +145,8 @@ def wants_protected_virtualization(keys: LibvirtKeys, host: Host) -> bool:
 
 
 def _machine(domain: ET.Element, keys: LibvirtKeys, host: Host) -> None:
-    machine = {"x86_64": "q35", "aarch64": "virt", "s390x": "s390-ccw-virtio"}[host.arch]
     system = _add(domain, "os")
-    _add(system, "type", text="hvm", arch=host.arch, machine=machine)
+    _add(system, "type", text="hvm", arch=host.arch, machine=MACHINES[host.arch])
     if host.arch == "aarch64":
         system.set("firmware", "efi")  # libvirt picks the host's image; LIBVIRT_EFI_FIRMWARE names an x86 one
     elif host.arch == "x86_64" and keys.efi_firmware:

@@ -13,7 +13,9 @@ from providers.libvirt.settings import LibvirtKeys
 
 log = logging.getLogger(__name__)
 
-SUPPORTED_ARCHES = ("x86_64", "aarch64", "s390x")
+# The machine type of pod VMs, by architecture.
+MACHINES = {"x86_64": "q35", "aarch64": "virt", "s390x": "s390-ccw-virtio"}
+SUPPORTED_ARCHES = tuple(MACHINES)
 
 # An x86 guest can only run on hardware virtualization when the CPU shows one of these. Some nested hosts have a
 # /dev/kvm (so libvirt lists kvm) but a CPU without the flag; there every guest hangs in its firmware.
@@ -64,6 +66,17 @@ def _virtualization_flag(conn: libvirt.virConnect, capabilities: ET.Element) -> 
     except libvirt.libvirtError:
         return False  # a CPU that libvirt cannot name: its explicit features were all there is to go by
     return bool(named_features(parse(expanded)) & _X86_VIRTUALIZATION)
+
+
+def protects(described: ET.Element) -> bool:
+    """Whether a host runs IBM Secure Execution guests, as its domain capabilities have it."""
+    feature = described.find("features/s390-pv")
+    return feature is not None and feature.get("supported") == "yes"
+
+
+def domain_capabilities(conn: libvirt.virConnect, host: Host) -> ET.Element:
+    """What the host gives a domain of the shape that pod VMs have. Raises libvirtError."""
+    return parse(conn.getDomainCapabilities(None, host.arch, MACHINES[host.arch], host.domain_type))
 
 
 def named_features(cpu: ET.Element) -> frozenset[str]:

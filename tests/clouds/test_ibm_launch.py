@@ -283,12 +283,34 @@ def test_an_end_is_idempotent_and_what_is_gone_is_told_as_missing(ibm: IbmLab) -
     assert provider.instances(SCOPE) == []
 
 
-def test_an_instance_that_got_no_host_is_listed_as_failed(ibm: IbmLab) -> None:
+def test_an_instance_that_got_no_host_is_listed_as_failed_with_what_it_says_of_the_offering(ibm: IbmLab) -> None:
     provider = ibm.provider()
     ibm.emulator.failing({"zone": ibm.zones[0]})
-    provider.launch(ibm.request())
+    ibm.emulator.delays(pending=1)
+    assert provider.launch(ibm.request()).refusal is None
     ibm.emulator.advance(1)
-    assert [one.state for one in provider.instances(SCOPE)] == [InstanceState.FAILED]
+    (listed,) = provider.instances(SCOPE)
+    assert listed.state is InstanceState.FAILED
+    assert isinstance(listed.refusal, CapacityError)
+    assert listed.refusal.reason == "CannotStartCapacity"
+    assert f"no {TYPE} left in {ibm.zones[0]}" in str(listed.refusal)
+
+
+def test_an_instance_that_stops_by_itself_says_nothing_of_its_offering(ibm: IbmLab) -> None:
+    provider = ibm.provider()
+    ibm.emulator.stop(provider.launch(ibm.request()).id)
+    (listed,) = provider.instances(SCOPE)
+    assert (listed.state, listed.refusal) == (InstanceState.STOPPED, None)
+
+
+def test_an_address_of_zeroes_is_none(ibm: IbmLab) -> None:
+    provider = ibm.provider()
+    ibm.emulator.delays(pending=1)
+    ibm.emulator.late_addresses()
+    assert provider.launch(ibm.request()).addresses == ()
+    ibm.emulator.advance(1)
+    (listed,) = provider.instances(SCOPE)
+    assert listed.addresses[0].startswith("127.50.")
 
 
 def test_discard_removes_what_a_launch_left_and_nothing_of_others(ibm: IbmLab) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tests.clouds.faultproxy import FaultProxy
 
 # Each with the class that emulates it.
-CLOUDS = {"aws": "tests.faults.aws:EmulatedAws"}
+CLOUDS = {"aws": "tests.faults.aws:EmulatedAws", "ibmcloud": "tests.faults.ibm:EmulatedIbm"}
 
 
 @dataclass(frozen=True)

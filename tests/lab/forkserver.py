@@ -36,13 +36,14 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 # One request: an environment and a few paths.
 _LARGEST = 1 << 20
-# Everything that a service on AWS imports, also what it imports only when it is first used.
+# Everything that a service on an emulated cloud imports, also what it imports only when it is first used.
 _PRELOADED = (
     "alembic.command",
     "caa.cli.main",
     "caa.service",
     "imagebuilder.publish.aws",
     "providers.aws.provider",
+    "providers.ibmcloud.provider",
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",

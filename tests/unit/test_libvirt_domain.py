@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from providers.base import ConfigError, LaunchRequest, Offering, Owner
 from providers.keys import read_keys
+from providers.libvirt.checks import unprotected
 from providers.libvirt.domain import (
     METADATA_URI,
     Disks,
@@ -27,7 +28,7 @@ from providers.libvirt.domain import (
     root_volume,
     seed_volume,
 )
-from providers.libvirt.probe import Host
+from providers.libvirt.probe import Host, protects
 from providers.libvirt.settings import LibvirtKeys, is_local, shown_uri
 
 OWNER = Owner("prod", "worker-1", "5a" * 32, "shop", 'web<&">-1', 1)
@@ -46,6 +47,7 @@ HOSTS = [
     Host("aarch64", "kvm", kvm=True),
     Host("aarch64", "qemu", kvm=False),
     Host("s390x", "kvm", kvm=True),
+    Host("s390x", "qemu", kvm=False),
 ]
 
 
@@ -106,6 +108,71 @@ def test_the_seed_is_on_the_bus_that_each_machine_has() -> None:
         "aarch64": ("cdrom", "sda", "scsi"),
         "s390x": ("disk", "vdb", "virtio"),
     }
+
+
+@pytest.mark.parametrize("host", HOSTS[4:], ids=lambda h: h.domain_type)
+def test_on_s390x_everything_is_a_channel_device_behind_an_iommu_and_there_is_no_firmware(host: Host) -> None:
+    domain = built(host, DISABLECVM="false")
+    system = domain.find("os")
+    assert system is not None
+    kind = system.find("type")
+    assert kind is not None
+    assert kind.attrib == {"arch": "s390x", "machine": "s390-ccw-virtio"}
+    assert [one.tag for one in system] == ["type", "boot"]
+    assert "firmware" not in system.attrib
+    assert domain.find("features") is None
+    devices = domain.find("devices")
+    assert devices is not None
+    assert {one.get("bus") for one in devices.findall("disk/target")} == {"virtio"}
+    drivers = [one for kind in ("disk", "interface", "rng") for one in devices.findall(f"{kind}/driver")]
+    assert len(drivers) == 4
+    assert {one.get("iommu") for one in drivers} == {"on"}
+    assert [one.get("type") for one in devices.findall("console/target")] == ["sclp"]
+    assert devices.findall("controller") == []
+    assert [one.get("type") for one in domain.findall("launchSecurity")] == ["s390-pv"]
+
+
+DOMAIN_CAPABILITIES = """
+<domainCapabilities>
+  <path>/usr/bin/qemu-system-s390x</path>
+  <domain>kvm</domain>
+  <machine>s390-ccw-virtio-7.2</machine>
+  <arch>s390x</arch>
+  <vcpu max='248'/>
+  <iothreads supported='yes'/>
+  <os supported='yes'>
+    <loader supported='no'/>
+  </os>
+  <cpu>
+    <mode name='host-passthrough' supported='no'/>
+    <mode name='maximum' supported='no'/>
+    <mode name='host-model' supported='no'/>
+    <mode name='custom' supported='no'/>
+  </cpu>
+  <devices/>
+  <features>{feature}</features>
+</domainCapabilities>
+"""
+
+
+@pytest.mark.parametrize(
+    ("feature", "protected"),
+    [("<s390-pv supported='yes'/>", True), ("<s390-pv supported='no'/>", False), ("<sev supported='yes'/>", False)],
+)
+def test_whether_an_s390x_host_protects_is_read_from_its_domain_capabilities(
+    feature: str, protected: bool, tmp_path: Path
+) -> None:
+    text = DOMAIN_CAPABILITIES.format(feature=feature)
+    if shutil.which("virt-xml-validate") and shutil.which("xmllint"):
+        file = tmp_path / "capabilities.xml"
+        file.write_text(text)
+        # That the sample is one: the service reads what libvirt writes.
+        command = ["virt-xml-validate", str(file), "domaincaps"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+    described = ET.fromstring(text)
+    assert protects(described) is protected
+    assert [problem.key for problem in unprotected(described)] == ([] if protected else ["DISABLECVM"])
 
 
 def test_only_a_confidential_wish_on_s390x_brings_launch_security() -> None:

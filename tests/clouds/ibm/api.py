@@ -133,7 +133,7 @@ class Api:
         if not isinstance(asked, dict):
             raise ApiError(400, "invalid_request_field", "The body must be an object")
         if kind == "instances":
-            return instances.create(self.region, asked)
+            return instances.shown(self.region, instances.create(self.region, asked))
         if kind == "images":
             return images.shown(images.create(self.region, self.buckets, asked))
         raise ApiError(405, "method_not_allowed", f"{kind} are not made here")

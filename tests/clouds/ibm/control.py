@@ -141,6 +141,10 @@ class Control:
         """Of instances made from now on."""
         self._api.conditions.staleness = Staleness(**settings)
 
+    def late_addresses(self) -> None:
+        """From now on an instance has its address when it runs, and is told with 0.0.0.0 until then."""
+        self._api.conditions.late_addresses = True
+
     def page_size(self, size: int = MAX_PAGE) -> None:
         """The most in one page of any list."""
         self._api.conditions.page_size = size
@@ -153,6 +157,19 @@ class Control:
     def instances(self) -> list[dict[str, Any]]:
         """All that exist, seen past every list that lags, in order of making."""
         return list(self._api.region.kinds["instances"].values())
+
+    def overview(self) -> dict[str, Any]:
+        """What a test that looks very often needs: instances in short, and what is in no instance's use, by kind."""
+        kinds = self._api.region.kinds
+        wanted = ("id", "name", "status", "primary_network_attachment", "boot_volume_attachment")
+        unused = {
+            kind: [
+                one["name"] for one in kinds[kind].values() if not (one.get("target") or one.get("volume_attachments"))
+            ]
+            for kind in ("virtual_network_interfaces", "volumes", "floating_ips")
+        }
+        short = [{key: one[key] for key in wanted} for one in kinds["instances"].values()]
+        return {"instances": short, "unused": unused, "made": self._api.region.made}
 
     def resources(self, kind: str) -> list[dict[str, Any]]:
         """All of a collection, such as "volumes"."""

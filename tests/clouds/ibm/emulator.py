@@ -156,6 +156,10 @@ class IbmEmulator:
         """How long lists do not know a new instance; with `terminate` DELETE does not either."""
         self._do("staleness", calls=calls, seconds=seconds, terminate=terminate)
 
+    def late_addresses(self) -> None:
+        """From now on an instance has its address only when it runs."""
+        self._do("late_addresses")
+
     def page_size(self, size: int = MAX_PAGE) -> None:
         self._do("page_size", size=size)
 
@@ -166,6 +170,10 @@ class IbmEmulator:
     def instances(self) -> list[dict[str, Any]]:
         """All that exist, seen past every list that lags."""
         return list(self._do("instances"))
+
+    def overview(self) -> dict[str, Any]:
+        """instances in short, unused (kind -> names of what no instance has), made (name -> ids)."""
+        return dict(self._do("overview"))
 
     def resources(self, kind: str) -> list[dict[str, Any]]:
         """All of a collection, such as "volumes"."""

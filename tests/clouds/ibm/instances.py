@@ -315,19 +315,30 @@ def _volume(region: Region, wanted: Resource, zone: str, group: str) -> Resource
 def visible(region: Region) -> list[Resource]:
     """What a list shows now. Counts as one look for what lists do not know yet."""
     now = region.conditions.clock.now()
-    shown = []
+    found = []
     for one, life in region.lives.items():
         if life.hidden_calls > 0:
             life.hidden_calls -= 1
         elif now >= life.hidden_until:
-            shown.append(region.kinds["instances"][one])
-    return shown
+            found.append(shown(region, region.kinds["instances"][one]))
+    return found
 
 
 def get(region: Region, one: str) -> Resource:
     if one not in region.lives or _hidden(region, one):
         raise not_found("instance", one)
-    return region.kinds["instances"][one]
+    return shown(region, region.kinds["instances"][one])
+
+
+def shown(region: Region, instance: Resource) -> Resource:
+    """As the API tells it now."""
+    if not region.conditions.late_addresses or instance["status"] != "pending":
+        return instance
+    nowhere = {"primary_ip": {**instance["primary_network_attachment"]["primary_ip"], "address": "0.0.0.0"}}
+    card = {**instance["primary_network_attachment"], **nowhere}
+    view = {**instance["primary_network_interface"], **nowhere}
+    told = {"primary_network_attachment": card, "network_attachments": [card]}
+    return {**instance, **told, "primary_network_interface": view, "network_interfaces": [view]}
 
 
 def delete(region: Region, one: str) -> None:
