@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     created.add_argument("--netns", default="", metavar="PATH", help="network namespace; without one, the host's")
     for name, summary in (
         ("show", "show a sandbox and what happened to it"),
+        ("metadata", "show what a sandbox's pod sees of its VM at 169.254.169.254"),
         ("start", "launch a sandbox's instance and wait for its agent; Ctrl-C gives up and undoes it"),
         ("stop", "begin a sandbox's end; safe to repeat"),
     ):
@@ -68,7 +69,14 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Do it."""
     from caa.cli.client import Client, RefusedError, UnreachableError
 
-    verbs = {"list": _list, "show": _show, "create": _create, "start": _start, "stop": _stop}
+    verbs = {
+        "list": _list,
+        "show": _show,
+        "create": _create,
+        "metadata": _metadata,
+        "start": _start,
+        "stop": _stop,
+    }
     try:
         with Client(args, environ) as client:
             verbs[args.verb](client, args)
@@ -100,6 +108,16 @@ def _show(client: Client, args: argparse.Namespace) -> None:
         _print_json(sandbox | {"events": events})
     else:
         sandbox_details(sandbox, events)
+
+
+def _metadata(client: Client, args: argparse.Namespace) -> None:
+    from caa.cli.tables import metadata_table
+
+    seen = client.call("GET", f"{_path(_whole_id(client, args.id))}/metadata")
+    if args.json:
+        _print_json(seen)
+    else:
+        metadata_table(seen)
 
 
 def _create(client: Client, args: argparse.Namespace) -> None:

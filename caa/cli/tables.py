@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,6 +77,25 @@ def sizing_table(explained: dict[str, Any]) -> None:
     print()
     columns = ("ORDER", "TYPE", "ZONE", "MARKET", "VCPUS", "MIB", "GPUS", "PRICE", "WHY NOT")
     table(columns, [_offering_row(one) for one in explained["offerings"]])
+
+
+def metadata_table(seen: dict[str, Any]) -> None:
+    """What a pod sees of its VM's metadata."""
+    who = {"pod": "this service", "vm": "the cloud's own service, through the VM", "off": "nobody"}[seen["mode"]]
+    now = "" if seen["served"] or seen["mode"] != "pod" else " (not at the moment)"
+    table(("", ""), [("Answered by", who + now), ("Like", seen["dialect"])])
+    if seen["answers"]:
+        print()
+        table(("PATH", "ANSWER"), list(_lines("", seen["answers"])))
+
+
+def _lines(path: str, found: object) -> Iterator[tuple[str, str]]:
+    """Each value with its path; a text's lines beside each other."""
+    if isinstance(found, dict | list):
+        for name, below in found.items() if isinstance(found, dict) else enumerate(found):
+            yield from _lines(f"{path}/{name}" if path else str(name), below)
+    else:
+        yield path, " ".join(line.strip() for line in str(found).splitlines())
 
 
 def _offering_row(one: dict[str, Any]) -> tuple[str, ...]:

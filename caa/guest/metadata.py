@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 from caa.guest.log import log
 from caa.podnetwork.errors import PodNetworkError
 from caa.podnetwork.iproute import Ip
+from caa.podnetwork.metadataaddress import METADATA_ADDRESSES, METADATA_PORT
 from caa.podnetwork.namespace import inside, opened
 
-ADDRESSES = ("169.254.169.254", "fd00:ec2::254")
-PORT = 80
 IMDS_V1, USER_DATA, CREDENTIALS, SIGNED_DOCUMENTS = "imds-v1", "user-data", "credentials", "signed-documents"
 """The words of the worker's CAA_METADATA_ALLOW."""
 
@@ -166,7 +165,9 @@ def _without_user_data(value: Any) -> Any:
 class Relay:
     """Listens inside the pod's namespace, and asks from the VM's own."""
 
-    def __init__(self, config: Config, namespace: str, service: tuple[str, int] = (ADDRESSES[0], PORT)) -> None:
+    def __init__(
+        self, config: Config, namespace: str, service: tuple[str, int] = (METADATA_ADDRESSES[0], METADATA_PORT)
+    ) -> None:
         self._config = config
         self._namespace = namespace
         self._service = service
@@ -175,7 +176,7 @@ class Relay:
     def start(self) -> None:
         """Make the addresses the pod namespace's own and serve in the background. Raises PodNetworkError or OSError."""
         pod = Ip(self._namespace)
-        for address in ADDRESSES:
+        for address in METADATA_ADDRESSES:
             try:
                 pod.batch([f"addr replace {address}/{128 if ':' in address else 32} dev lo"])
                 listener = self._listen(address)
@@ -190,7 +191,7 @@ class Relay:
     def _listen(self, address: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with opened(f"/run/netns/{self._namespace}") as descriptor:
-            return inside(descriptor, lambda: socket.create_server((address, PORT), family=family, backlog=16))
+            return inside(descriptor, lambda: socket.create_server((address, METADATA_PORT), family=family, backlog=16))
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

@@ -89,6 +89,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._size = 0
+        self._ended = False
         self._reset()
 
     # Of asyncio
@@ -120,8 +121,10 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError):
             self._refuse(400)
 
-    def eof_received(self) -> bool | None:
-        return None
+    def eof_received(self) -> bool:
+        # Who has said everything may still listen.
+        self._ended = True
+        return self._waiting is not None
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -163,7 +166,7 @@ class _Connection(asyncio.Protocol):
     async def _later(self, request: Request, keep: bool) -> None:
         answering = await self._server.site.found_out()
         self._waiting = None
-        self._send(answering(request), request.method, keep)
+        self._send(answering(request), request.method, keep and not self._ended)
 
     def _send(self, answer: Answer, method: str, keep: bool) -> None:
         transport = self._transport

@@ -209,12 +209,15 @@ class _Site:
         settings = service.settings()
         try:
             facts = await service.facts(self._sandbox_id)
+            if facts is None:
+                return lambda _: _GONE
+            dialect = service.dialect(facts)
         except UnavailableError as error:
             log.warning("a pod's metadata cannot be looked up: %s", error)
             return self._answering or (lambda _: _UNAVAILABLE)
-        if facts is None:
-            return lambda _: _GONE
-        dialect = service.dialect(facts)
+        except Exception:  # such as a description of a shape that no cloud has
+            log.exception("a pod's metadata cannot be told")
+            return lambda _: _UNAVAILABLE
         seconds = GOOD_SECONDS if facts.description else INCOMPLETE_SECONDS
         self._made_with, self._good_until = settings, service.clock.monotonic() + seconds
         self._answering = lambda request: dialect.answer(request, service.clock.now().timestamp())

@@ -25,11 +25,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from caa.podnetwork.config import PodNetwork, address_of
 from caa.podnetwork.errors import PodNetworkError
+from caa.podnetwork.metadataaddress import METADATA_ADDRESSES, METADATA_PORT
 from caa.podnetwork.namespace import enter, in_new_thread, inside, opened
 from caa.podnetwork.netlink import netlink, read_links
-from caa.podnetwork.tunnel import DEVICE, METADATA_ADDRESSES
+from caa.podnetwork.tunnel import DEVICE
 
-PORT = 80
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
 # A pod's own requests wait here for the event loop; more are a flood.
@@ -112,7 +112,7 @@ class MetadataDoor:
                 listeners.append(listener)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _name(network).encode())
-                listener.bind((address, PORT))
+                listener.bind((address, METADATA_PORT))
                 listener.listen(_BACKLOG)
                 listener.setblocking(False)
         except OSError as error:

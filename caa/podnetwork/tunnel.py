@@ -17,14 +17,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from caa.podnetwork.config import PodNetwork
 from caa.podnetwork.errors import PodNetworkError, TeardownFailed, TunnelIdInUse
+from caa.podnetwork.metadataaddress import METADATA_ADDRESSES
 from caa.podnetwork.namespace import NamespaceGone, enter, in_new_thread, inside, opened
 from caa.podnetwork.netlink import Link, netlink, read_links
 from caa.podnetwork.notrack import ensure_notrack, remove_notrack
 from caa.podnetwork.redirect import ensure_redirect, ensure_redirect_but, remove_redirect
 
-METADATA_ADDRESSES = ("169.254.169.254", "fd00:ec2::254")
-"""Where clouds answer a VM's questions about itself. What a pod VM sends there never leaves the pod's namespace on the
-worker by the way of other packets, for the worker's own service would answer. `metadatadoor` may lead it elsewhere."""
 DEVICE = "vxlan1"
 """Name of the tunnel's end inside the pod's namespace, the incumbent's."""
 

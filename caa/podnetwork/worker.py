@@ -13,6 +13,7 @@ from typing import NamedTuple
 from caa.podnetwork.config import VXLAN_PORT, IPv6, PodNetwork, Route
 from caa.podnetwork.discovery import default_route, own_address
 from caa.podnetwork.errors import NoPrimaryInterface, PodNetworkError
+from caa.podnetwork.metadataaddress import METADATA_ADDRESSES
 from caa.podnetwork.namespace import inside, opened
 from caa.podnetwork.netlink import (
     FullRoute,
@@ -57,7 +58,10 @@ def inspect(netns_path: str, settings: TunnelSettings) -> PodNetwork:
     with opened(netns_path) as namespace:
         network = inside(namespace, lambda: _inspect_pod(netns_path, underlay))
     network = network._replace(vxlan_port=settings.vxlan_port, external_via_podvm=settings.external_network_via_podvm)
-    return _with_pod_subnets(network, settings.pod_subnet_cidrs) if network.external_via_podvm else network
+    if not network.external_via_podvm:
+        return network
+    # Outside, the cloud's own service would answer, user data and all.
+    return _with_pod_subnets(network, (*settings.pod_subnet_cidrs, *METADATA_ADDRESSES))
 
 
 def _inspect_underlay(settings: TunnelSettings) -> _Underlay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -35,6 +36,24 @@ def test_a_pod_starts_runs_and_stops(account: Account, service: ServiceProcess) 
     service.wait_for_state(sandbox_id, {"stopped"}, SETTLED_SECONDS)
     assert not alive(account)
     assert account.emulator.counters()["interfaces"] == 0
+
+
+def test_the_pods_metadata_is_what_ec2_says_of_its_instance(account: Account, service: ServiceProcess) -> None:
+    sandbox_id = new_id()
+    service.create(sandbox_id, "web")
+    instance = service.start_sandbox(sandbox_id)["instance"]
+    with service.rest() as client:
+        answers = client.get(f"/v1/sandboxes/{sandbox_id}/metadata").json()["answers"]
+    assert answers["/latest/meta-data/instance-id"] == instance["id"]
+    assert answers["/latest/meta-data/ami-id"] == account.seed.images["x86_64"]
+    assert answers["/latest/meta-data/placement/availability-zone"] == instance["zone"]
+    mac = answers["/latest/meta-data/mac"]
+    card = f"/latest/meta-data/network/interfaces/macs/{mac}"
+    assert answers[f"{card}/subnet-id"] in account.seed.subnets.values()
+    assert account.seed.security_group in answers[f"{card}/security-group-ids"]
+    document = json.loads(answers["/latest/dynamic/instance-identity/document"])
+    assert (document["instanceId"], document["region"]) == (instance["id"], instance["zone"][:-1])
+    assert "user-data" not in str(list(answers))
 
 
 @pytest.mark.parametrize("fault", [Fault.RESET, Fault.TRUNCATE])

@@ -23,7 +23,7 @@ from caa.ledgerthreads import LedgerThreads
 from caa.metadata.service import MetadataService
 from caa.metadata.tokens import Tokens
 from caa.podnetwork.config import to_json
-from caa.podnetwork.tunnel import METADATA_ADDRESSES
+from caa.podnetwork.metadataaddress import METADATA_ADDRESSES
 from caa.podnetwork.worker import TunnelSettings
 from caa.sandbox import AttemptState, Sandbox, SandboxState
 from caa.settings import Settings, load

@@ -173,3 +173,15 @@ def test_something_else_on_the_address_is_3(tmp_path: Path, service: Service) ->
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/html\r\n\r\nhello")
             _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (3, f"caa: what answers at http://{address} is not this service\n")
+
+
+def test_metadata_shows_what_the_pod_sees(service: Service) -> None:
+    told(service, "create", "--id", "sb-1", "--pod", "shop/web")
+    assert "has no instance to tell about" in run(service, "metadata", "sb-1").stderr
+    told(service, "start", "sb-1")
+    assert told(service, "metadata", "sb-1")["answers"]["/latest/meta-data/instance-id"] == "i-1"
+    lines = run(service, "metadata", "sb-1").stdout.splitlines()
+    assert [line.split() for line in lines if "meta-data/instance-id" in line] == [
+        ["/latest/meta-data/instance-id", "i-1"]
+    ]
+    assert "this service (not at the moment)" in lines[1]

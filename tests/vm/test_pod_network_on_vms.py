@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -22,6 +24,7 @@ WORKER_END, POD, PREFIX = "198.51.100.1", "198.51.100.2", 30
 NAMESPACE = "caa-test-vmpod"
 LINK = "caa-test-vmpod"  # at most 15 characters
 PORT = 8080
+METADATA = "169.254.169.254"
 # Far more than all buffers between, so that the server is still sending when the service is killed.
 DOWNLOAD = 48 << 20
 # An emulated VM builds the tunnel's other end beside the rest of its boot.
@@ -130,6 +133,75 @@ def test_a_tunnel_that_was_damaged_meanwhile_is_mended_by_the_next_service(servi
     service.start()
     service.wait_ready()
     wait_for_server()
+
+
+@contextlib.contextmanager
+def workers_metadata_service() -> Iterator[list[str]]:
+    """A real server at the address on the worker itself; who asked it."""
+    heard: list[str] = []
+
+    class Worker(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"i-worker")
+
+        do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    # It goes with the pod's interface.
+    sh("ip", "addr", "add", f"{METADATA}/32", "dev", LINK)
+    with ThreadingHTTPServer((METADATA, 80), Worker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield heard
+        server.shutdown()
+    sh("ip", "addr", "del", f"{METADATA}/32", "dev", LINK)
+
+
+def ask_from_vm(path: str) -> tuple[int, str]:
+    """What the workload in the VM is answered at the metadata address."""
+    connection = HTTPConnection(POD, PORT, timeout=30)
+    try:
+        connection.request("GET", f"/metadata{path}")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_the_workload_in_the_vm_sees_its_vm_at_the_metadata_address_and_never_the_worker(
+    service: ServiceProcess, pod: Pod
+) -> None:
+    with workers_metadata_service() as heard:
+        curl = ("ip", "netns", "exec", NAMESPACE, "curl", "-s", "-m", "3", f"http://{METADATA}/trap")
+        assert sh(*curl) == "i-worker"
+        assert heard == ["/trap"]
+        sandbox_id = new_id()
+        created = service.create(sandbox_id, "web", netns=pod.netns)
+        instance = service.start_sandbox(sandbox_id)["instance"]
+        run_pod(created["agent_socket_path"])
+        wait_for_server()
+        assert ask_from_vm("/latest/meta-data/instance-id") == (200, instance["id"])
+        assert ask_from_vm("/latest/meta-data/local-ipv4") == (200, instance["address"])
+        assert ask_from_vm("/latest/user-data")[0] == 404
+        with service.rest() as client:
+            seen = client.get(f"/v1/sandboxes/{sandbox_id}/metadata").json()
+        assert seen["served"]
+        assert seen["answers"]["/latest/meta-data/instance-id"] == instance["id"]
+        service.kill()
+        assert ask_from_vm("/latest/meta-data/instance-id")[0] == 504
+        service.start()
+        service.wait_ready()
+        deadline = time.monotonic() + NETWORK_SECONDS
+        while ask_from_vm("/latest/meta-data/instance-id") != (200, instance["id"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert heard == ["/trap"]
+        service.stop_sandbox(sandbox_id)
+        service.wait_for_state(sandbox_id, {"stopped"}, 30)
 
 
 def test_two_pods_have_tunnels_of_their_own_and_the_workers_namespace_is_refused(
