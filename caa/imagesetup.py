@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from caa.holder import holder
 from caa.imagesource import ImageSource
+from caa.imagewriteback import write_back
 from caa.imaging import Imaging
 from caa.ledger import open_ledger, upgrade
 from caa.ledger.images import ImageStore
@@ -51,6 +52,7 @@ def publisher(settings: Settings, environ: Mapping[str, str]) -> Iterator[Publis
 
 def make(
     settings: Settings,
+    environ: Mapping[str, str],
     publisher: Publisher,
     store: ImageStore,
     tell: Callable[[PodVmImage], None] = lambda _image: None,
@@ -63,6 +65,7 @@ def make(
         cluster=settings.cluster_id,
         holder=holder(settings.node_name),
         time=SystemTime(),
+        write_back=write_back(environ, publisher.key, publisher.latest_key),
         tell=tell,
     )
 

@@ -49,7 +49,7 @@ class ImageWatch:
         self._key = publisher.key if publisher else ""
         self._environ = environ
         self._publisher = publisher
-        self._imaging: Imaging | None = make(settings, publisher, ledger.images) if publisher else None
+        self._imaging: Imaging | None = make(settings, environ, publisher, ledger.images) if publisher else None
         self._threads = threads
         self._clock = clock
         self._builder: asyncio.subprocess.Process | None = None
@@ -58,20 +58,30 @@ class ImageWatch:
         self.image_id = ""
         """The image in use that was built here; "" when the configuration names one, or there is none yet."""
         self._seen: PodVmImage | None = None
-        self._named = bool(values.get(self._key, "").strip())
+        self._ours: set[str] = set()
+        self._named = self._names_another(values)
 
     async def find(self) -> None:
-        """Take the image that the ledger has, if the configuration names none and the cloud still has that one."""
-        if self._imaging is None or self._named:
+        """Take the image that the ledger has, if the cloud still has it."""
+        if self._imaging is None:
             return
-        ready = await self._threads.run(self._imaging.store.ready, self._imaging.cluster, self._imaging.account)
+        images = await self.images()
+        self._ours = {image.image_id for image in images if image.image_id}
+        ready = next((image for image in images if image.state is ImageState.READY), None)
         if ready is not None and await asyncio.to_thread(self._imaging.publisher.exists, ready.image_id):
             self.image_id = ready.image_id
 
     def overlay(self, values: Mapping[str, str]) -> Mapping[str, str]:
-        """The configuration with the image that was built here, if it names none."""
-        self._named = bool(values.get(self._key, "").strip())
-        return {**values, self._key: self.image_id} if self.image_id and not self._named else values
+        """The configuration with the image that was built here, unless it names one that was not."""
+        self._named = self._names_another(values)
+        if self._named or values.get(self._key, "").strip() == self.image_id:
+            return values
+        return {**values, self._key: self.image_id}
+
+    def _names_another(self, values: Mapping[str, str]) -> bool:
+        """Whether a user named the image. One of ours may have been written back, and be gone meanwhile."""
+        value = values.get(self._key, "").strip()
+        return bool(value) and value not in self._ours
 
     def refusal(self) -> CallError | None:
         """Why no sandbox can start for want of an image, if that is so."""
@@ -145,6 +155,7 @@ class ImageWatch:
         ready = await self._threads.run(self._imaging.store.ready, self._imaging.cluster, self._imaging.account)
         if ready is None or (ready.image_id == self.image_id and not self.needed):
             return
+        self._ours.add(ready.image_id)
         before, self.image_id = self.image_id, ready.image_id
         if await changed():
             self.needed = False

@@ -57,7 +57,7 @@ def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if not imagesetup.supported(settings):
             return _say(args, {"image": "", "state": "unsupported", "built": False}, _unsupported(settings))
         with imagesetup.publisher(settings, environ) as publisher, Bars("image", quiet=args.json) as bars:
-            return _run(args, settings, publisher, lambda image: _show(bars, image))
+            return _run(args, settings, environ, publisher, lambda image: _show(bars, image))
     except (ConfigError, ImageError, ProviderError, LedgerError, ImageFailedError, ImageInUseError) as error:
         fail(str(error))
 
@@ -76,7 +76,13 @@ def _unsupported(settings: Settings) -> str:
     return f"images are not built for {settings.cloud_provider}: nothing to do"
 
 
-def _run(args: argparse.Namespace, settings: Settings, publisher: Publisher, tell: Callable[[PodVmImage], None]) -> int:
+def _run(
+    args: argparse.Namespace,
+    settings: Settings,
+    environ: Mapping[str, str],
+    publisher: Publisher,
+    tell: Callable[[PodVmImage], None],
+) -> int:
     from caa import imagesetup
 
     configured = publisher.configured()
@@ -84,7 +90,7 @@ def _run(args: argparse.Namespace, settings: Settings, publisher: Publisher, tel
         said = {"image": configured, "state": "configured", "built": False, "seconds": 0.0}
         return _say(args, said, f"image {configured}: present ({publisher.key})")
     with imagesetup.opened(settings) as store:
-        imaging = imagesetup.make(settings, publisher, store, tell)
+        imaging = imagesetup.make(settings, environ, publisher, store, tell)
         match args.verb:
             case "ensure" | "retry" | "refresh":
                 return _build(args, imaging, configured)
