@@ -83,6 +83,10 @@ class ImageWatch:
         value = values.get(self._key, "").strip()
         return bool(value) and value not in self._ours
 
+    def built(self) -> str:
+        """The image that was built here and is in use, by the cloud's id; "" where the configuration names one."""
+        return "" if self._named else self.image_id
+
     def refusal(self) -> CallError | None:
         """Why no sandbox can start for want of an image, if that is so."""
         if not self.needed:

@@ -111,8 +111,8 @@ class Imaging:
     def ensure(self) -> PodVmImage:
         """The image that pod VMs boot, built now if there is none. Waits for whoever builds already.
 
-        Not for when the configuration names one (`Publisher.configured`). Raises ImageFailedError, ProviderError,
-        LedgerError.
+        Not for when the configuration names one (`Publisher.configured`). Raises ConfigError,
+        ImageFailedError, ProviderError, LedgerError.
         """
         while True:
             ready = self.store.ready(self.cluster, self.account)
@@ -120,6 +120,7 @@ class Imaging:
                 self._write_back(ready.image_id)  # whoever built it may have ended before it came to that
                 return ready
             self._raise_failed()
+            self.publisher.check()
             with self._lease() as lease:
                 if lease is not None:
                     self._remove_missing(lease)
@@ -129,6 +130,7 @@ class Imaging:
 
     def refresh(self) -> PodVmImage:
         """Build the image anew; the one before stays until no sandbox needs it. One with the same content is kept."""
+        self.publisher.check()
         before = self.store.ready(self.cluster, self.account)
         while True:
             self._raise_failed()

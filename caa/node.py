@@ -63,6 +63,8 @@ class Node:
     forwarder_port: int
     current: Current
     prices: Mapping[tuple[str, str], float] = field(default_factory=dict)  # see caa.sizing.Policy
+    built_image: Callable[[], str] = lambda: ""
+    """The image that was built here and is in use; "" where the configuration names images."""
     image_refusal: Callable[[], CallError | None] = lambda: None
     """Why no sandbox can start for want of a pod VM image, if that is so."""
 

@@ -250,6 +250,7 @@ def _node(
         forwarder_port=settings.forwarder_port,
         current=current,
         prices=prices,
+        built_image=images.built,
         image_refusal=images.refusal,
     )
 

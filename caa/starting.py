@@ -195,8 +195,8 @@ class Starting:
             if launched:
                 return launched
         wanted = requirements(sandbox.annotations)
-        # By name: what is configured may be another one when the attempt has to be made again.
-        image = node.policy.image(wanted) or node.cloud.default_image
+        # One that was built here by its name: it may have been replaced when the attempt has to be made again.
+        image = node.policy.image(wanted) or node.built_image()
         offerings = await self._ranked(sandbox.id, wanted, image)
         for sentence in ignored(wanted, offerings) if not attempts else ():
             await node.record(sandbox.id, "Ignored", sentence)

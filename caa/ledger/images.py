@@ -143,7 +143,7 @@ class ImageStore:
     def users(self, image_id: str) -> int:
         """How many sandboxes that are not over boot this image, or may have to boot it again.
 
-        An attempt that names none, as those did that an older release recorded, counts for every image.
+        An attempt that names none boots what the configuration named, and that may have been any image.
         """
         live = sandboxes.c.state.in_([state.value for state in LIVE_STATES])
         boots = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.image.in_([image_id, ""]))

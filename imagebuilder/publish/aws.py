@@ -55,6 +55,9 @@ class AwsPublisher:
         """PODVM_AMI_ID. AWS is not asked."""
         return self._keys.ami_id
 
+    def check(self) -> None:
+        """Nothing is needed beyond what pod VMs need."""
+
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """See Publisher."""
         arch = arch_of(disk, _ARCH, "AWS")

@@ -8,6 +8,8 @@ and what one forgot to write down is found all the same. It keeps nothing itself
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ TAG_CLUSTER = "peerpods.caa/cluster"
 
 # 64 bits of the digest: enough that no two images of a cluster ever meet, short enough for every cloud's names.
 _DIGEST_CHARACTERS = 16
+# 63 less "podvm-", the digest, and a hash that tells clusters apart whose names had to be changed.
+_LABEL_CHARACTERS = 63 - 6 - 17 - 7
 
 
 class Content(Protocol):
@@ -59,6 +63,14 @@ class ImageName:
 
     def __str__(self) -> str:
         return f"podvm-{self.cluster}-{self.digest[:_DIGEST_CHARACTERS]}"
+
+    @property
+    def label(self) -> str:
+        """The same where names are made of lower-case letters, digits and hyphens, and have at most 63 of them."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.cluster.lower()).strip("-")[:_LABEL_CHARACTERS].strip("-")
+        if plain != self.cluster:  # so that no two clusters have one
+            plain += "-" + hashlib.sha256(self.cluster.encode()).hexdigest()[:6]
+        return f"podvm-{plain}-{self.digest[:_DIGEST_CHARACTERS]}"
 
     @property
     def tags(self) -> dict[str, str]:
@@ -131,6 +143,10 @@ class Publisher(Protocol):
         Whatever a user named is taken for there, where the cloud gives images their ids. Where people give them their
         names (libvirt), one that is missing is to be built under its name.
         """
+        ...
+
+    def check(self) -> None:
+        """Raise ConfigError for what the configuration lacks. Nothing is asked of the cloud."""
         ...
 
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:

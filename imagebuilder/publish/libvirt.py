@@ -41,6 +41,9 @@ class LibvirtPublisher:
         """LIBVIRT_VOL_NAME, if it is there."""
         return self._keys.vol_name if self.exists(self._keys.vol_name) else ""
 
+    def check(self) -> None:
+        """Nothing is needed beyond what pod VMs need."""
+
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """See Publisher."""
         volume = work.resources.get("volume", "")

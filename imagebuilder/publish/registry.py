@@ -39,4 +39,17 @@ def _libvirt(environ: Mapping[str, str]) -> Publisher:
     return LibvirtPublisher(read_keys(LibvirtKeys, environ), named=bool(environ.get("LIBVIRT_VOL_NAME", "").strip()))
 
 
-_CLOUDS: dict[str, Callable[[Mapping[str, str]], Publisher]] = {"aws": _aws, "libvirt": _libvirt}
+def _ibmcloud(environ: Mapping[str, str]) -> Publisher:
+    from imagebuilder.publish.ibmcloud import IbmCloudPublisher
+    from providers.ibmcloud.place import LABELS
+    from providers.ibmcloud.settings import IbmCloudKeys
+
+    labels = {label: environ[label] for label in LABELS if label in environ}
+    return IbmCloudPublisher(read_keys(IbmCloudKeys, environ), labels)
+
+
+_CLOUDS: dict[str, Callable[[Mapping[str, str]], Publisher]] = {
+    "aws": _aws,
+    "ibmcloud": _ibmcloud,
+    "libvirt": _libvirt,
+}

@@ -27,6 +27,8 @@ def problems(vpc: Vpc, keys: IbmCloudKeys, catalog: Catalog) -> list[Problem]:
         return [refused]
     found: list[Problem] = []
     images = [image for one in keys.image_ids if (image := _try(found, _IMAGE, lambda one=one: catalog.image(one)))]  # type: ignore[misc]
+    if not keys.image_ids:
+        found.append(Problem(_IMAGE, "is not set, and no image was built yet", image_missing=True))
     ids = _try(found, _SUBNET, catalog.subnet_ids) or ()
     subnets = [subnet for one in ids if (subnet := _try(found, _SUBNET, lambda one=one: catalog.subnet(one)))]  # type: ignore[misc]
     for key, check in (

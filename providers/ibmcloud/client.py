@@ -88,6 +88,11 @@ class Vpc:
         except (ApiException, requests.RequestException, ValueError) as error:
             raise translate(error, changes=True, about=values) from error
 
+    def get_token(self) -> str:
+        """An access token, for other services of IBM Cloud. Raises ProviderError."""
+        self._have_token()
+        return str(self._authenticator.token_manager.get_token())
+
     def close(self) -> None:
         """Close the connections."""
         with self._lock:

@@ -33,12 +33,6 @@ def _profiles(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _ids(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values:
-        raise ValueError("must be ids of images, separated by commas")
-    return values
-
-
 class IbmCloudKeys(Keys):
     """Everything the IBM Cloud provider reads."""
 
@@ -99,9 +93,24 @@ class IbmCloudKeys(Keys):
         alias="IBMCLOUD_PODVM_INSTANCE_PROFILE_LIST",
         description="Instance profiles that pods may have beside the default, separated by commas.",
     )
-    image_ids: Annotated[CsvList, AfterValidator(_ids)] = Field(
+    image_ids: CsvList = Field(
+        (),
         alias="IBMCLOUD_PODVM_IMAGE_ID",
-        description="Images that pod VMs boot from, separated by commas; of each architecture the first is used.",
+        description="Images that pod VMs boot from, separated by commas; of each architecture the first is used. "
+        "Without one it is built.",
+    )
+    cos_bucket: str = Field(
+        "",
+        alias="IBMCLOUD_COS_BUCKET",
+        pattern=r"^[a-z0-9.-]*$",
+        description="Bucket of object storage that a built image is imported from; the VPC image service must be "
+        "authorized to read it.",
+    )
+    cos_endpoint: str = Field(
+        "",
+        alias="IBMCLOUD_COS_ENDPOINT",
+        pattern=r"^(https?://.*)?$",
+        description="Where the bucket is; https://s3.REGION.cloud-object-storage.appdomain.cloud if not set.",
     )
     zone: str = Field(
         "",

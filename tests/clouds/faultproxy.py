@@ -301,7 +301,7 @@ class _Client:
             event = self.connection.next_event()
             if event is h11.NEED_DATA:
                 if self.connection.they_are_waiting_for_100_continue:
-                    go_on = h11.InformationalResponse(status_code=100, headers=[])
+                    go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
                     self.writer.write(self.connection.send(go_on) or b"")
                 self.connection.receive_data(await self.reader.read(_READ_SIZE))
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
@@ -33,6 +34,8 @@ class Buckets:
         self._buckets: dict[str, dict[str, bytes]] = {}
         self._uploads: dict[str, dict[int, bytes]] = {}
         self._numbers = itertools.count(1)
+        self._names: dict[str, tuple[str, str]] = {}
+        self.parts_put: Counter[tuple[str, int]] = Counter()
 
     def content(self, bucket: str, key: str) -> bytes | None:
         """None when there is no such object."""
@@ -41,7 +44,14 @@ class Buckets:
     def counters(self) -> dict[str, int]:
         """What is left there."""
         objects = sum(len(bucket) for bucket in self._buckets.values())
-        return {"buckets": len(self._buckets), "objects": objects, "uploads": len(self._uploads)}
+        again = sum(count - 1 for count in self.parts_put.values())
+        return {
+            "buckets": len(self._buckets),
+            "objects": objects,
+            "uploads": len(self._uploads),
+            "parts": len(self.parts_put),
+            "parts_again": again,
+        }
 
     def handle(self, method: str, path: str, query: Mapping[str, str], body: bytes) -> Answer:
         """One request; `path` is below /cos."""
@@ -49,6 +59,8 @@ class Buckets:
         if not bucket:
             names = "".join(f"<Bucket><Name>{escape(name)}</Name></Bucket>" for name in self._buckets)
             return _xml("ListAllMyBucketsResult", f"<Buckets>{names}</Buckets>")
+        if not key and "uploads" in query:
+            return self._list_uploads(bucket, query.get("prefix", ""))
         if not key:
             return self._bucket(method, bucket, query)
         if bucket not in self._buckets:
@@ -91,16 +103,32 @@ class Buckets:
         headers = {"ETag": _etag(bucket[key]), "Content-Type": "application/octet-stream"}
         return Answer(200, bucket[key], headers)
 
+    def _list_uploads(self, bucket: str, prefix: str) -> Answer:
+        listed = "".join(
+            f"<Upload><Key>{escape(key)}</Key><UploadId>{upload}</UploadId></Upload>"
+            for upload, (place, key) in self._names.items()
+            if place == bucket and key.startswith(prefix) and upload in self._uploads
+        )
+        return _xml("ListMultipartUploadsResult", f"<IsTruncated>false</IsTruncated>{listed}")
+
     def _upload(self, method: str, bucket: str, key: str, query: Mapping[str, str], body: bytes) -> Answer:
         if "uploads" in query:
             upload = f"upload-{next(self._numbers)}"
             self._uploads[upload] = {}
+            self._names[upload] = (bucket, key)
             parts = f"<Bucket>{escape(bucket)}</Bucket><Key>{escape(key)}</Key><UploadId>{upload}</UploadId>"
             return _xml("InitiateMultipartUploadResult", parts)
         parts_so_far = self._uploads.get(query["uploadId"])
         if parts_so_far is None:
             return _error(404, "NoSuchUpload")
+        if method == "GET":
+            listed = "".join(
+                f"<Part><PartNumber>{number}</PartNumber><ETag>{_etag(part)}</ETag><Size>{len(part)}</Size></Part>"
+                for number, part in sorted(parts_so_far.items())
+            )
+            return _xml("ListPartsResult", f"<IsTruncated>false</IsTruncated>{listed}")
         if method == "PUT":
+            self.parts_put[query["uploadId"], int(query["partNumber"])] += 1
             parts_so_far[int(query["partNumber"])] = body
             return Answer(200, headers={"ETag": _etag(body)})
         del self._uploads[query["uploadId"]]
