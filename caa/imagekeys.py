@@ -42,11 +42,12 @@ class ImageKeys(Keys):
     image_verity: Flag = Field(
         False,
         alias="CAA_IMAGE_VERITY",
-        description="Images that are built here have a read-only root, each block checked by dm-verity; what is "
-        "written to it is kept in memory.",
+        description="The root is read-only, each block checked by dm-verity, and what is written to it is kept in "
+        "memory: of images that are built here. A disk from elsewhere must have such a root.",
     )
     boot_fips: Annotated[Flag, BeforeValidator(_yes_or_no)] = Field(
         False,
         alias="BOOT_FIPS",
-        description="Images that are built here start the kernel in FIPS mode; may be yes or no.",
+        description="Images that are built here start the kernel in FIPS mode; a disk from elsewhere must do so. "
+        "May be yes or no.",
     )

@@ -43,12 +43,16 @@ _LAST_LBA_OF_MBR = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Bootable:
-    """What was found. `uki` is the sha256 of the unified kernel image, `root_hash` that of dm-verity; "" without."""
+    """What was found. `uki` is the sha256 of the unified kernel image, `root_hash` that of dm-verity; "" without.
+
+    `command_line` is the kernel's; "" when it is not in a unified kernel image.
+    """
 
     arch: str
     why: str
     uki: str = ""
     root_hash: str = ""
+    command_line: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ def _from_esp(path: Path, esp: _Partition) -> Bootable | None:
         return Bootable(found.arch, found.place) if found else None
     match = re.search(r"\b(?:roothash|usrhash)=([0-9a-fA-F]{64,128})\b", found.command_line)
     uki = hashlib.sha256(found.program).hexdigest()
-    return Bootable(found.arch, found.place, uki, match[1].lower() if match else "")
+    return Bootable(found.arch, found.place, uki, match[1].lower() if match else "", found.command_line)
 
 
 def _efi(path: Path, esp: _Partition) -> _Efi | None:

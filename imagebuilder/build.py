@@ -14,11 +14,13 @@ from imagebuilder.platforms import platform_of
 from imagebuilder.rawdisk import Progress
 from imagebuilder.recipe import Recipe, read_inputs
 from imagebuilder.rootfs import build_rootfs
-from imagebuilder.rootimage import build_root_image
+from imagebuilder.rootimage import build_root_image, tree_size
 from imagebuilder.tools import check_tools
 
 # The unpacked root, its image and the disk, with room to spare; measured 0.9 GB.
 _WORK_BYTES = 2 << 30
+# Of the payload: in the root, in the root's image, and in the disk.
+_COPIES = 3
 _TOOLS = (
     *("apt-get", "chroot", "debugfs", "depmod", "dpkg-deb", "mcopy", "mke2fs", "mkfs.vfat", "mmdebstrap"),
     *("qemu-img", "sfdisk", "tar"),
@@ -36,7 +38,7 @@ def build_raw(out: Path, work: Path, recipe: Recipe, arch: str, progress: Progre
     if os.geteuid() != 0:
         raise ImageError("NotRoot", "building an image needs root, for the files in it belong to root")
     inputs = read_inputs(recipe, arch)
-    check_space(work, _WORK_BYTES, "building an image")
+    check_space(work, _WORK_BYTES + _COPIES * tree_size(recipe.payload), "building an image")
     progress("packages", 0, None)
     root = build_rootfs(work, inputs, recipe)
     progress("root file system", 0, None)

@@ -32,13 +32,29 @@ class Disk:
     measurements: Mapping[str, str]
 
 
-def read_disk(path: Path, name: str, arch: str, progress: Progress) -> Disk:
-    """Look at a raw disk that came from `name` and is to run on `arch`. Raises ImageError."""
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a disk must be, wherever it comes from: its architecture; a root checked by dm-verity; FIPS mode."""
+
+    arch: str
+    verity: bool = False
+    fips: bool = False
+
+
+def read_disk(path: Path, name: str, demands: Demands, progress: Progress) -> Disk:
+    """Look at a raw disk that came from `name`. Raises ImageError when it is not what is demanded."""
     found = look(path, name)
-    if found.arch != arch:
+    if found.arch != demands.arch:
         raise ImageError(
-            "WrongArchitecture", f"{name} is a disk for {found.arch} ({found.why}); what is asked for is {arch}"
+            "WrongArchitecture", f"{name} is a disk for {found.arch} ({found.why}); what is asked for is {demands.arch}"
         )
+    # An option without an effect would be a promise that nobody keeps.
+    if demands.verity and not found.root_hash:
+        raise ImageError(
+            "NotAsAsked", f"{name} has no unified kernel image with the root hash of dm-verity, as is asked for"
+        )
+    if demands.fips and "fips=1" not in found.command_line.split():
+        raise ImageError("NotAsAsked", f"{name} has no unified kernel image that starts in FIPS mode, as is asked for")
     digest = _digest(path, progress)
     return Disk(path, path.stat().st_size, found.arch, digest, _measurements(found, digest))
 

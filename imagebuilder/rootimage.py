@@ -42,7 +42,7 @@ class RootImage:
 def build_root_image(root: Path, inputs: Inputs, work: Path) -> RootImage:
     """Make the file system of the tree at `root`. Raises ImageError."""
     free = _FREE_BYTES_READ_ONLY if inputs.verity else _FREE_BYTES
-    size = _round_up(int(_tree_size(root) * 1.05) + free)
+    size = _round_up(int(tree_size(root) * 1.05) + free)
     path = work / "root.img"
     with path.open("wb") as file:
         file.truncate(size)
@@ -95,9 +95,11 @@ def _hash_tree(path: Path, inputs: Inputs, work: Path) -> Verity:
     return Verity(tree, match[1], salt, path.stat().st_size // _BLOCK)
 
 
-def _tree_size(root: Path) -> int:
-    """Bytes of the tree in blocks of 4 KiB, with one inode (256 bytes) for each name."""
-    total = 0
+def tree_size(root: Path | None) -> int:
+    """Bytes of the tree (or file) in blocks of 4 KiB, with one inode (256 bytes) for each name."""
+    if root is None:
+        return 0
+    total = root.stat().st_size if root.is_file() else 0
     for directory, _, names in os.walk(root):
         total += _BLOCK
         for name in names:

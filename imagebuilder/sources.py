@@ -19,7 +19,7 @@ from imagebuilder.download import Wanted
 from imagebuilder.errors import ImageError
 from imagebuilder.files import working
 from imagebuilder.formats import check_space, to_raw
-from imagebuilder.rawdisk import Disk, Progress, read_disk
+from imagebuilder.rawdisk import Demands, Disk, Progress, read_disk
 from imagebuilder.recipe import Recipe
 
 __all__ = ["Disk", "Progress", "Recipe", "Source", "obtain", "parse"]
@@ -77,8 +77,10 @@ def _oci(text: str, image: str, path: str) -> Source:
 def _http(text: str) -> Source:
     url, _, fragment = text.partition("#")
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    shown = Source("http", url).name
+    if "@" in urlsplit(url).netloc:
+        raise _invalid(shown, "must not have a user or a password in it, for it is shown to many")
     if match is None:
-        shown = Source("http", url).name
         raise _invalid(shown, "must end in #sha256= and the 64 hex digits of the file's digest")
     return Source("http", url, sha256=match[1].lower())
 
@@ -98,8 +100,9 @@ def obtain(
 ) -> Disk:
     """Make the disk of a source at workdir/disk.raw, and look at it. Raises ImageError; nothing new is left then.
 
-    `recipe` is needed for the source "" (built here); `auth_file` has a registry's credentials in the form of Docker
-    and Podman, for oci. Some 3 GiB must be free in `workdir` to build, and the disk twice to fetch one.
+    `recipe` is needed for the source "" (built here); its verity and fips must hold for any. `auth_file` has a
+    registry's credentials in the form of Docker and Podman, for oci. In `workdir` some 3 GiB must be free to build, and
+    the disk twice to fetch one.
     """
     if arch not in ARCHES:
         raise ImageError("InvalidSource", f"architecture {arch!r} is not allowed: {', '.join(ARCHES)}")
@@ -117,7 +120,8 @@ def obtain(
                 if kind != "file" and unpacked != fetched:
                     fetched.unlink()  # room for the raw disk
                 to_raw(unpacked, parsed.name, raw, progress)
-        disk = read_disk(raw, parsed.name, arch, progress)
+        demands = Demands(arch, recipe.verity, recipe.fips) if recipe else Demands(arch)
+        disk = read_disk(raw, parsed.name, demands, progress)
         target = workdir / "disk.raw"
         raw.replace(target)
     return Disk(target, disk.size, disk.arch, disk.digest, disk.measurements)

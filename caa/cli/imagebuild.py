@@ -11,7 +11,7 @@ from typing import Any
 
 import caa
 from caa.cli.bars import Bars
-from caa.cli.main import fail
+from caa.cli.main import USAGE, fail
 
 _ABOUT = """Make a pod VM disk on this machine. Nothing is published.
 
@@ -44,16 +44,26 @@ def add_arguments(verbs: Any) -> None:
     )
     build.add_argument("--arch", choices=("amd64", "arm64", "s390x"), help="what the disk must be for (CAA_IMAGE_ARCH)")
     build.add_argument("--auth-file", metavar="FILE", type=Path, help="pull secrets for oci:: (REGISTRY_AUTH_FILE)")
-    recipe = build.add_argument_group("when it is built here")
+    build.add_argument(
+        "--kernel", action="store_true", help="also write FILE.vmlinuz, FILE.initrd and FILE.cmdline, to boot directly"
+    )
+    recipe = build.add_argument_group(
+        "when it is built here", "A disk from a source must fulfil --verity and --fips, too."
+    )
     recipe.add_argument(
         "--payload", metavar="PATH", type=Path, help="directory or tar laid over the root (PODVM_PAYLOAD)"
     )
     recipe.add_argument(
-        "--verity", action="store_true", default=None, help="a read-only root, checked by dm-verity (CAA_IMAGE_VERITY)"
+        "--verity",
+        action="store_true",
+        default=None,
+        help="a read-only root, checked by dm-verity (CAA_IMAGE_VERITY)",
     )
-    recipe.add_argument("--fips", action="store_true", default=None, help="start the kernel in FIPS mode (BOOT_FIPS)")
     recipe.add_argument(
-        "--kernel", action="store_true", help="also write FILE.vmlinuz, FILE.initrd and FILE.cmdline, to boot directly"
+        "--fips",
+        action="store_true",
+        default=None,
+        help="start the kernel in FIPS mode (BOOT_FIPS)",
     )
     build.add_argument("--json", action="store_true", help="for programs")
 
@@ -70,6 +80,9 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     begun = time.monotonic()
     try:
         keys = read_keys(ImageKeys, environ)
+        source = keys.image_source if args.source is None else args.source
+        if source and args.payload:
+            fail(f"--payload is for disks that are built here, and not for {source}", USAGE)
         recipe = Recipe(
             Path(caa.__file__).parent,
             args.payload or keys.payload,
@@ -78,7 +91,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
         with Bars("image", quiet=args.json) as progress:
             produced = produce(
-                keys.image_source if args.source is None else args.source,
+                source,
                 Output(args.output.absolute(), args.format, kernel=args.kernel),
                 arch=args.arch or keys.image_arch,
                 progress=progress,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.images.conftest import Build
-from tests.lab.smalldisk import MIB, ROOT_HASH, convert, gpt_disk
+from tests.lab.smalldisk import MIB, ROOT_HASH, convert, gpt_disk, uki
 
 
 def sha256(path: Path) -> str:
@@ -118,6 +118,17 @@ def test_people_get_the_same_facts(disk: Path, output: Path, capsys: pytest.Capt
     assert printed.err.splitlines() == ["image: unpack", "image: measure"]
 
 
+def test_what_is_asked_for_must_hold_for_a_disk_from_elsewhere(build: Build, disk: Path, tmp_path: Path) -> None:
+    assert build(disk, "--verity").code == 0  # it has a root hash
+    done = build(disk, "--fips")
+    assert f"{disk} has no unified kernel image that starts in FIPS mode, as is asked for" in done.stderr
+    plain = gpt_disk(tmp_path / "plain")
+    assert f"{plain} has no unified kernel image with the root hash of dm-verity" in build(plain, "--verity").stderr
+    strict = gpt_disk(tmp_path / "strict", program=uki(tmp_path, "quiet fips=1"))
+    assert build(strict, "--fips").code == 0
+    assert "--payload is for disks that are built here" in build(disk, "--payload", "/srv").stderr
+
+
 # Architectures
 
 
@@ -214,7 +225,10 @@ def test_an_archive_with_several_files_is_refused_with_their_names(build: Build,
         ("oci::image", "must name registry and image"),
         ("oci::quay.io/org/image::/a/../../etc", "the path must not have '..' in it"),
         ("https://host/disk", "must end in #sha256= and the 64 hex digits"),
-        ("https://user:secret@host/disk#sha256=12", "image source 'https://host/disk' is not allowed"),
+        (
+            "https://user:secret@host/disk#sha256=12",
+            "image source 'https://host/disk' is not allowed: must not have a user",
+        ),
     ],
 )
 def test_a_source_that_is_none_is_refused_with_what_is_allowed(build: Build, source: str, words: str) -> None:

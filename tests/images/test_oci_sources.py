@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.images.conftest import Build
-from tests.lab.registry import PASSWORD, Registry, layer_of
+from tests.lab.registry import PASSWORD, USER, Registry, layer_of
 from tests.lab.smalldisk import convert, gpt_disk
+from tests.lab.tokens import TokenServer
 
 pytest.importorskip("oras")
 if shutil.which("docker-registry") is None:
@@ -165,6 +166,22 @@ def test_a_file_of_credentials_that_is_none_is_named_without_its_content(
     done = pull("org/anything:1")
     assert f"{registry.auth_file} is not of the form" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_a_registry_that_wants_tokens_is_given_them(
+    build: Build, tmp_path: Path, disk: Path, qcow2: bytes, output: Path
+) -> None:
+    """As all large registries do: the password goes to whoever gives out tokens, not to the registry."""
+    with TokenServer(USER, PASSWORD) as tokens, Registry(tmp_path, tokens) as registry:
+        registry.push_image("org/image", "1", [{"image/podvm.qcow2": qcow2}])
+        source = f"oci::{registry.host}/org/image:1"
+        assert "may not be read" in build(source).stderr
+        registry.write_auth({registry.host: "wrong"})
+        assert "may not be read" in build(source, "--auth-file", str(registry.auth_file)).stderr
+        registry.write_auth({f"{registry.host}/org/image": PASSWORD})
+        assert build(source, "--auth-file", str(registry.auth_file)).code == 0
+    assert output.read_bytes() == disk.read_bytes()
+    assert set(tokens.asked) == {"repository:org/image:pull"}
 
 
 # What goes wrong

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import tarfile
@@ -18,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+
+from tests.lab.tokens import ISSUER, SERVICE, TokenServer
 
 USER, PASSWORD = "puller", "a word nobody else knows"
 # Of that password, by bcrypt with the least rounds, as htpasswd would write it.
@@ -31,10 +34,14 @@ _START_SECONDS = 20
 
 
 class Registry:
-    """A context. `host` is what images begin with, `auth_file` holds the credentials, `directory` its files."""
+    """A context. `host` is what images begin with, `auth_file` holds the credentials, `directory` its files.
 
-    def __init__(self, directory: Path) -> None:
+    It asks for the password itself, or with `tokens` for what these are given out for.
+    """
+
+    def __init__(self, directory: Path, tokens: TokenServer | None = None) -> None:
         self.directory = directory
+        self._tokens = tokens
         self.auth_file = directory / "auth.json"
 
     def __enter__(self) -> Registry:
@@ -46,14 +53,14 @@ class Registry:
             "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(self.directory / "data")}},
             "http": {"addr": self.host},
-            "auth": {"htpasswd": {"realm": "lab", "path": str(self.directory / "htpasswd")}},
+            "auth": self._auth(),
         }
         (self.directory / "config.yml").write_text(json.dumps(config))
         self.write_auth({self.host: PASSWORD})
         self._log = (self.directory / "log").open("wb")
         command = ["docker-registry", "serve", str(self.directory / "config.yml")]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env={"PATH": os.environ["PATH"]})
-        self._client = httpx.Client(base_url=f"http://{self.host}/v2/", auth=(USER, PASSWORD), timeout=30)
+        self._client = httpx.Client(base_url=f"http://{self.host}/v2/", auth=self._authorize, timeout=30)
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -72,6 +79,23 @@ class Registry:
         self._process.kill()
         self._process.wait()
         self._log.close()
+
+    def _auth(self) -> dict[str, Any]:
+        if self._tokens is None:
+            return {"htpasswd": {"realm": "lab", "path": str(self.directory / "htpasswd")}}
+        (self.directory / "tokens.pem").write_bytes(self._tokens.pem)
+        trusted = str(self.directory / "tokens.pem")
+        return {"token": {"realm": self._tokens.realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": trusted}}
+
+    def _authorize(self, request: httpx.Request) -> httpx.Request:
+        """For what tests push, and for nothing else."""
+        if self._tokens is None:
+            credentials = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+            request.headers["Authorization"] = f"Basic {credentials}"
+        else:
+            name = re.sub(r"^/v2/|/(blobs|manifests)/.*", "", request.url.path)
+            request.headers["Authorization"] = f"Bearer {self._tokens.token(f'repository:{name}:pull,push')}"
+        return request
 
     def write_auth(self, passwords: Mapping[str, str]) -> None:
         """Write `auth_file`: place -> password."""

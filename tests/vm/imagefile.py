@@ -45,16 +45,16 @@ def build(out: Path, *options: str) -> dict[str, Any]:
     return facts
 
 
-def image_file(*, verity: bool = False, fips: bool = False) -> ImageFile:
+def image_file(*, verity: bool = False, fips: bool = False, arch: str = "amd64") -> ImageFile:
     """The disk of these sources; built when there is none in the cache, which keeps one of each kind."""
-    inputs = read_inputs(Recipe(Path(caa.__file__).parent, verity=verity, fips=fips), "amd64")
-    kind = f"podvm{'-verity' if verity else ''}{'-fips' if fips else ''}"
+    inputs = read_inputs(Recipe(Path(caa.__file__).parent, verity=verity, fips=fips), arch)
+    kind = f"podvm-{arch}{'-verity' if verity else ''}{'-fips' if fips else ''}"
     out = CACHE / f"{kind}.qcow2"
     record = CACHE / f"{kind}-{inputs.id}.json"
     if not record.exists():
         for old in CACHE.glob(f"{kind}-????????-*.json"):
             old.unlink()
-        options = [*(["--verity"] if verity else []), *(["--fips"] if fips else [])]
+        options = ["--arch", arch, *(["--verity"] if verity else []), *(["--fips"] if fips else [])]
         record.write_text(json.dumps(build(out, *options)))
     line = out.with_name(f"{out.name}.cmdline").read_text()
     facts = json.loads(record.read_text())

@@ -130,7 +130,9 @@ class PodVm(NamedTuple):
 
 
 @contextmanager
-def booted(tmp_path: Path, *machine: str, disk: Path, seed: str = "virtio-blk-pci") -> Iterator[PodVm]:
+def booted(
+    tmp_path: Path, *machine: str, disk: Path, seed: str = "virtio-blk-pci", qemu: str = "qemu-system-x86_64"
+) -> Iterator[PodVm]:
     """A pod VM on one emulated CPU with 512 MiB. `machine` says what is booted from, `seed` the ISO's device."""
     server, client = (
         make_keys("podvm-test", ExtendedKeyUsageOID.SERVER_AUTH),
@@ -145,7 +147,7 @@ def booted(tmp_path: Path, *machine: str, disk: Path, seed: str = "virtio-blk-pc
     tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     tls.load_cert_chain(tmp_path / "client.pem")
     port = free_port()
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-smp", "1", "-m", "512", "-nodefaults", "-no-user-config"]
+    command = [qemu, "-accel", "tcg", "-smp", "1", "-m", "512", "-nodefaults", "-no-user-config"]
     command += ["-display", "none", "-serial", "stdio", "-no-reboot", *machine]
     command += ["-drive", f"file={tmp_path / 'cidata.iso'},format=raw,if=none,id=cd,readonly=on"]
     command += ["-device", f"{seed},drive=cd", "-drive", f"file={overlay},format=qcow2,if=none,id=root"]

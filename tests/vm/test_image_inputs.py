@@ -16,7 +16,7 @@ from caa.cli.main import main
 from imagebuilder.disk import assemble, root_label
 from imagebuilder.errors import ImageError, PassingImageError
 from imagebuilder.initrd import write_cpio
-from imagebuilder.platforms import platform_of
+from imagebuilder.platforms import PLATFORMS, platform_of
 from imagebuilder.recipe import Recipe, read_inputs
 from imagebuilder.rootimage import build_root_image
 from imagebuilder.tools import BuildError, MissingToolError, check_tools, run
@@ -54,6 +54,19 @@ def test_equal_inputs_have_an_equal_id_and_any_change_has_another(tmp_path: Path
     (payload / "file").symlink_to("/target")
     ids.add(read_inputs(Recipe(guest, payload), "amd64").id)
     assert len(ids) == 4
+
+
+def test_a_foreign_architecture_needs_what_runs_its_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagebuilder.platforms._BINFMT", tmp_path)
+    foreign = "arm64" if os.uname().machine == "x86_64" else "amd64"
+    entry = tmp_path / PLATFORMS[foreign].emulator
+    for content in (None, "disabled\nflags: F\n", "enabled\ninterpreter /usr/bin/qemu\nflags: P\n"):
+        if content is not None:
+            entry.write_text(content)
+        with pytest.raises(ImageError, match=f"cannot run programs of {foreign}.*apt-get install qemu-user-static"):
+            platform_of(foreign)
+    entry.write_text("enabled\ninterpreter /usr/bin/qemu\nflags: POF\n")
+    assert platform_of(foreign) is PLATFORMS[foreign]
 
 
 def test_a_payload_with_an_agent_replaces_the_stand_in(tmp_path: Path) -> None:
