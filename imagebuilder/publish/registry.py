@@ -39,6 +39,13 @@ def _libvirt(environ: Mapping[str, str]) -> Publisher:
     return LibvirtPublisher(read_keys(LibvirtKeys, environ), named=bool(environ.get("LIBVIRT_VOL_NAME", "").strip()))
 
 
+def _azure(environ: Mapping[str, str]) -> Publisher:
+    from imagebuilder.publish.azure import AzurePublisher
+    from imagebuilder.publish.azurekeys import AzureImageKeys
+
+    return AzurePublisher(read_keys(AzureImageKeys, environ))
+
+
 def _ibmcloud(environ: Mapping[str, str]) -> Publisher:
     from imagebuilder.publish.ibmcloud import IbmCloudPublisher
     from providers.ibmcloud.place import LABELS
@@ -50,6 +57,7 @@ def _ibmcloud(environ: Mapping[str, str]) -> Publisher:
 
 _CLOUDS: dict[str, Callable[[Mapping[str, str]], Publisher]] = {
     "aws": _aws,
+    "azure": _azure,
     "ibmcloud": _ibmcloud,
     "libvirt": _libvirt,
 }
