@@ -291,7 +291,7 @@ class AzurePublisher:
             work,
             lambda: self._api.run(
                 "get access to the disk",
-                lambda c: c.disks.begin_grant_access(group, place.disk, access, polling_interval=1),
+                lambda c: c.disks.begin_grant_access(group, place.disk, access),
             ),
         )
         blob = BlobClient.from_blob_url(granted.access_sas, retry_total=0)

@@ -33,6 +33,8 @@ T = TypeVar("T")
 NO_WAIT = {"polling": False}
 """For what is looked at until it is done, so that a build can be ended meanwhile."""
 _QUOTE = 500
+# Azure says itself when to look again; this is for when it does not.
+_POLL_SECONDS = 0.2
 
 
 class AzureApi:
@@ -67,6 +69,7 @@ class AzureApi:
                 base_url=keys.resource_manager,
                 credential_scopes=[f"{keys.resource_manager.rstrip('/')}/.default"],
                 retry_total=0,
+                polling_interval=_POLL_SECONDS,
             )
         return self._made
 
@@ -112,7 +115,7 @@ class AzureApi:
     def end(self, what: str, group: Callable[[Any], Any], path: tuple[str, ...]) -> None:
         """Delete a resource of an operation group, and wait for that. Absent is done."""
         resource_group = self._keys.resource_group
-        self.ask(what, lambda c: group(c).begin_delete(resource_group, *path, polling_interval=1))
+        self.ask(what, lambda c: group(c).begin_delete(resource_group, *path))
 
 
 def translated(what: str, call: Callable[[], T]) -> T:
