@@ -97,7 +97,7 @@ class Tunnels:
         await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
         try:
             await self._metadata.open(sandbox, network)
-        except PodNetworkError as error:
+        except (PodNetworkError, OSError) as error:
             # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
             log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
 
@@ -105,7 +105,10 @@ class Tunnels:
         """Take away what `setup` made. Raises PodNetworkError; what could be done is done."""
         if sandbox.pod_network is not None:
             network = from_json(sandbox.pod_network)
-            await self._metadata.close(sandbox, network)
+            try:
+                await self._metadata.close(sandbox, network)
+            except (PodNetworkError, OSError) as error:  # its device goes with the tunnel's, which it is on top of
+                log.warning("the metadata of sandbox %s goes with its tunnel: %s", sandbox.id, error)
             await self._threads.run(tunnel.teardown, sandbox.netns_path, network)
 
     async def close(self) -> None:

@@ -20,6 +20,8 @@ GOOD_SECONDS = 600.0
 RETRY_SECONDS = 30.0
 # SDKs give up after a second; until the cloud has answered they get what the ledger knows.
 PATIENCE_SECONDS = 0.7
+# Starts wait for calls of the same class; after a restart a node's hundreds of pods must not all be before them.
+AT_ONCE = 2
 
 Describe = Callable[[str], Awaitable[Mapping[str, Any]]]
 
@@ -38,6 +40,7 @@ class Descriptions:
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, instance_id: str) -> Mapping[str, Any]:
         """The newest one known; empty when there is none yet and the cloud takes its time."""
@@ -60,7 +63,8 @@ class Descriptions:
     async def _ask(self, instance_id: str) -> None:
         known = self._known.get(instance_id)
         try:
-            description, seconds = await self._describe(instance_id), GOOD_SECONDS
+            async with self._slots:
+                description, seconds = await self._describe(instance_id), GOOD_SECONDS
         except (ProviderError, UnavailableError) as error:
             log.warning(
                 "instance %s cannot be described now; its pod sees what the ledger knows: %s", instance_id, error

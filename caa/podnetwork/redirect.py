@@ -12,7 +12,7 @@ own namespace.
 from __future__ import annotations
 
 import ipaddress
-import socket
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,11 +26,22 @@ _STOLEN = 4
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 # Where a header has its destination (RFC 791, RFC 8200); options come after it.
 _DESTINATION = {4: 16, 6: 24}
-_WORD = 4
+_WORD, _WHOLE = 4, 0xFFFFFFFF
+# struct nlattr, tc_u32_sel and tc_u32_key: mask and value in the wire's order, offset and its mask in the machine's.
+_ATTRIBUTE_HEADER, _SELECTOR_BYTES, _KEY_BYTES = 4, 16, 16
 _PRIORITY = 1
 # u32 wants a class id of a filter without children; a redirected frame never comes to a class.
 _CLASS = 0x00010001
 _ALL = "0x0/0x0+0"
+
+
+class _Key(NamedTuple):
+    """Four bytes of a packet that a filter looks at."""
+
+    value: int
+    mask: int
+    offset: int
+    """In the packet, from the header of its Ethernet type's protocol on."""
 
 
 class _Filter(NamedTuple):
@@ -152,7 +163,7 @@ def _filters(connection: Any, index: int) -> list[_Filter]:
 
 
 def _redirects_to(kind: str, options: Any) -> int | None:
-    if kind != "u32" or any(key["key_mask"] for key in options.get_attr("TCA_U32_SEL")["keys"]):
+    if kind != "u32" or any(key.mask for key in _keys(options)):
         return None
     actions = options.get_attr("TCA_U32_ACT")
     action = actions.get_attr("TCA_ACT_PRIO_1") if actions else None
@@ -167,13 +178,21 @@ def _redirects_to(kind: str, options: Any) -> int | None:
 def _keeps(kind: str, options: Any) -> str:
     if kind != "u32" or options.get_attr("TCA_U32_ACT"):
         return ""
-    words = [
-        (socket.ntohl(key["key_val"]), key["key_off"])
-        for key in options.get_attr("TCA_U32_SEL")["keys"]
-        if key["key_mask"] == 0xFFFFFFFF
-    ]
-    packed = b"".join(value.to_bytes(_WORD, "big") for value, _ in words)
-    if len(packed) not in (4, 16):
+    keys = _keys(options)
+    packed = b"".join(key.value.to_bytes(_WORD, "big") for key in keys)
+    if len(packed) not in (4, 16) or any(key.mask != _WHOLE for key in keys):
         return ""
     address = str(ipaddress.ip_address(packed))
-    return address if words == _destination_words(address) else ""
+    return address if [(key.value, key.offset) for key in keys] == _destination_words(address) else ""
+
+
+def _keys(options: Any) -> list[_Key]:
+    """What a u32 filter compares. pyroute2 0.9 takes the keys apart four bytes too early, so this does it."""
+    selector = options.get_attr("TCA_U32_SEL")
+    start = selector.offset + _ATTRIBUTE_HEADER + _SELECTOR_BYTES
+    found = []
+    for place in range(start, start + selector["nkeys"] * _KEY_BYTES, _KEY_BYTES):
+        mask, value = struct.unpack_from(">II", selector.data, place)
+        (offset,) = struct.unpack_from("=i", selector.data, place + 8)
+        found.append(_Key(value, mask, offset))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -237,13 +238,24 @@ def test_what_was_damaged_is_mended_by_the_next_look(fresh: World, breakage: str
     assert read(pod, "meta-data/instance-id") == (200, "i-00000000000000002")
 
 
-def test_setup_again_keeps_connections(fresh: World) -> None:
+def carried(pod: Pod) -> int:
+    """Bytes that the filter of the way in has counted since it was made."""
+    text = run("tc", "-n", pod.netns, "-s", "filter", "show", "dev", "vxlan1", "ingress")
+    return sum(map(int, re.findall(r"Sent (\d+) bytes", text)))
+
+
+def test_setup_again_keeps_filters_and_connections(fresh: World) -> None:
     pod = fresh.pod(2)
+    with echo_server(fresh.topology.outside, OUTSIDE_ADDRESS):
+        exchange(pod.podns, OUTSIDE_ADDRESS, b"x" * 10_000)
+    before = carried(pod)
+    assert before > 10_000
     connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=3))
     with connection:
         fresh.setup(2)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 401")
+    assert carried(pod) >= before
 
 
 def test_teardown_ends_it(fresh: World) -> None:
@@ -253,6 +265,16 @@ def test_teardown_ends_it(fresh: World) -> None:
     assert curl(pod, "-m", "1", f"http://{ADDRESS}/")[0] == 0
     fresh.setup(2)
     assert read(pod, "meta-data/instance-id")[0] == 200
+
+
+def test_a_namespace_without_ipv6_is_served_over_ipv4(fresh: World) -> None:
+    pod = fresh.pod(2)
+    fresh.do(fresh.tunnels.teardown(fresh.sandboxes[2]))
+    sysctl(pod.netns, "ipv6/conf/all/disable_ipv6", "1")
+    fresh.setup(2)
+    assert read(pod, "meta-data/instance-id")[0] == 200
+    fresh.do(fresh.tunnels.teardown(fresh.sandboxes[2]))
+    assert "vxlan1" not in run("ip", "-n", pod.netns, "link")
 
 
 def test_the_pods_other_traffic_goes_on(fresh: World) -> None:

@@ -136,13 +136,13 @@ def test_a_tunnel_that_was_damaged_meanwhile_is_mended_by_the_next_service(servi
 
 
 @contextlib.contextmanager
-def workers_metadata_service() -> Iterator[list[str]]:
-    """A real server at the address on the worker itself; who asked it."""
-    heard: list[str] = []
+def workers_metadata_service() -> Iterator[list[tuple[str, str]]]:
+    """A real server at the address on the worker itself; (address, path) of who asked it what."""
+    heard: list[tuple[str, str]] = []
 
     class Worker(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            heard.append(self.path)
+            heard.append((self.client_address[0], self.path))
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"i-worker")
@@ -178,7 +178,7 @@ def test_the_workload_in_the_vm_sees_its_vm_at_the_metadata_address_and_never_th
     with workers_metadata_service() as heard:
         curl = ("ip", "netns", "exec", NAMESPACE, "curl", "-s", "-m", "3", f"http://{METADATA}/trap")
         assert sh(*curl) == "i-worker"
-        assert heard == ["/trap"]
+        assert heard == [(POD, "/trap")]
         sandbox_id = new_id()
         created = service.create(sandbox_id, "web", netns=pod.netns)
         instance = service.start_sandbox(sandbox_id)["instance"]
@@ -199,9 +199,41 @@ def test_the_workload_in_the_vm_sees_its_vm_at_the_metadata_address_and_never_th
         while ask_from_vm("/latest/meta-data/instance-id") != (200, instance["id"]):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert heard == ["/trap"]
+        assert heard == [(POD, "/trap")]
         service.stop_sandbox(sandbox_id)
         service.wait_for_state(sandbox_id, {"stopped"}, 30)
+
+
+def test_in_mode_vm_the_workload_reads_the_clouds_own_service_through_its_vm_and_no_user_data(
+    service: ServiceProcess, pod: Pod
+) -> None:
+    service.stop()
+    service.environ["CAA_METADATA_MODE"] = "vm"
+    service.start()
+    service.wait_ready()
+    try:
+        # The server stands for the cloud's here: the VM, whose network is this machine's, reaches it as well.
+        with workers_metadata_service() as heard:
+            sandbox_id = new_id()
+            created = service.create(sandbox_id, "web", netns=pod.netns)
+            instance = service.start_sandbox(sandbox_id)["instance"]
+            run_pod(created["agent_socket_path"])
+            wait_for_server()
+            deadline = time.monotonic() + NETWORK_SECONDS
+            while ask_from_vm("/latest/meta-data/instance-id") != (200, "i-worker"):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            for path in ("/latest/user-data", "/latest//user-data", "/latest/meta-data/iam/info"):
+                assert ask_from_vm(path)[0] in (400, 404)
+            assert {address for address, _ in heard} == {instance["address"]}
+            assert {path for _, path in heard} == {"/latest/api/token", "/latest/meta-data/instance-id"}
+            service.stop_sandbox(sandbox_id)
+            service.wait_for_state(sandbox_id, {"stopped"}, 30)
+    finally:
+        service.stop()
+        del service.environ["CAA_METADATA_MODE"]
+        service.start()
+        service.wait_ready()
 
 
 def test_two_pods_have_tunnels_of_their_own_and_the_workers_namespace_is_refused(
