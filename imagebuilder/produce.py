@@ -56,6 +56,8 @@ def produce(
     kind = output.kind or _ENDINGS.get(path.suffix.lower(), "raw")
     if path.is_dir():
         raise ImageError("FileError", f"{path} is a directory; a file's path is needed")
+    if not path.parent.is_dir():
+        raise ImageError("FileError", f"{path.parent} is no directory that exists, so {path.name} cannot be put there")
     with working(path.parent) as work:
         disk = obtain(source, work, arch=arch, progress=progress, recipe=recipe, auth_file=auth_file)
         used = disk.path.stat().st_blocks * 512

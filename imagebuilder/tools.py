@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +33,8 @@ PACKAGES = {
     "tar": "tar",
     "veritysetup": "cryptsetup-bin",
 }
+# A tool that was asked to end has so long until it is made to.
+_ENDING_SECONDS = 10.0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -61,12 +65,26 @@ def check_tools(tools: Iterable[str], extra_files: Mapping[Path, str] | None = N
 def run(command: Sequence[str | Path], *, text: str | None = None, environment: dict[str, str] | None = None) -> str:
     """Run a tool and return its output. Raises ImageError with the end of what it printed."""
     words = [str(word) for word in command]
-    done = subprocess.run(
-        words, input=text or "", capture_output=True, text=True, errors="replace", env=_settled(environment)
-    )
-    if done.returncode != 0:
-        raise _failed(words[0], done.returncode, done.stderr or done.stdout)
-    return done.stdout
+    pipe = subprocess.PIPE
+    # A group of its own: tools have children, which must not go on writing when we give up.
+    with subprocess.Popen(
+        words,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        errors="replace",
+        env=_settled(environment),
+        process_group=0,
+    ) as process:
+        try:
+            printed, complained = process.communicate(text or "")
+        except BaseException:
+            _end_group(process)
+            raise
+    if process.returncode != 0:
+        raise _failed(words[0], process.returncode, complained or printed)
+    return printed
 
 
 def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None]) -> None:
@@ -89,6 +107,15 @@ def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None
         if process.wait() != 0:
             errors.seek(0)
             raise _failed(words[0], process.returncode, errors.read())
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """mmdebstrap unmounts what it mounted when it is asked to end, so it is asked first."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDING_SECONDS)
 
 
 def _settled(environment: dict[str, str] | None) -> dict[str, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from caa.cli import imagebuild
 from caa.cli.bars import Bars
-from caa.cli.main import FAILED, fail
+from caa.cli.main import FAILED, clear_up_on_sigterm, fail
 
 if TYPE_CHECKING:
     from caa.imaging import Imaging
@@ -51,7 +50,7 @@ def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from imagebuilder.errors import ImageError
     from providers.base import ConfigError, ProviderError
 
-    signal.signal(signal.SIGTERM, _end)
+    clear_up_on_sigterm()
     try:
         settings = load(environ)
         if not imagesetup.supported(settings):
@@ -65,11 +64,6 @@ def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _show(bars: Bars, image: PodVmImage) -> None:
     if image.phase:
         bars(image.phase, image.done, image.total)
-
-
-def _end(_signal: int, _frame: object) -> NoReturn:
-    """A builder that is told to end gives back its lease, so that the next one need not wait."""
-    raise SystemExit(FAILED)
 
 
 def _unsupported(settings: Settings) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import caa
 from caa.cli.bars import Bars
-from caa.cli.main import USAGE, fail
+from caa.cli.main import USAGE, clear_up_on_sigterm, fail
 
 _ABOUT = """Make a pod VM disk on this machine. Nothing is published.
 
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from providers.base import ConfigError
     from providers.keys import read_keys
 
+    clear_up_on_sigterm()
     begun = time.monotonic()
     try:
         keys = read_keys(ImageKeys, environ)

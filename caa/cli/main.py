@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol, cast
@@ -128,6 +129,15 @@ def _directory(environ: Mapping[str, str], key: str, default: str) -> str:
     if not value.startswith("/"):
         fail(f"{key}: {value!r} is not allowed: must be an absolute path")
     return value
+
+
+def clear_up_on_sigterm() -> None:
+    """From now on SIGTERM ends the command like an error does, so that it removes what is half done."""
+
+    def end(_signal: int, _frame: object) -> NoReturn:
+        raise SystemExit(FAILED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:

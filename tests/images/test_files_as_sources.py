@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from caa.cli.main import main
 from tests.images.conftest import Build
 from tests.lab.smalldisk import MIB, ROOT_HASH, convert, gpt_disk, uki
 
@@ -110,8 +111,6 @@ def test_disk_kernel_image_and_root_hash_are_measured(build: Build, disk: Path, 
 
 
 def test_people_get_the_same_facts(disk: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from caa.cli.main import main
-
     assert main(["image", "build", "--output", str(output), "--source", str(disk)]) == 0
     printed = capsys.readouterr()
     assert f"disk sha256 {sha256(disk)}" in printed.out
@@ -241,8 +240,6 @@ def test_a_source_that_is_none_is_refused_with_what_is_allowed(build: Build, sou
 def test_the_configuration_is_used_where_no_option_is_given(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from caa.cli.main import main
-
     monkeypatch.setenv("PODVM_IMAGE_URI", "/nowhere/configured")
     with pytest.raises(SystemExit):
         main(["image", "build", "--output", str(tmp_path / "out" / "podvm")])
@@ -256,6 +253,16 @@ def test_a_missing_tool_is_named_with_its_package(
 ) -> None:
     monkeypatch.setattr("imagebuilder.tools._SYSTEM_PATH", str(tmp_path))
     assert "qemu-img (package qemu-utils); apt-get install qemu-utils" in build(disk).stderr
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_done(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, words in ((tmp_path, "is a directory"), (tmp_path / "no" / "disk", "is no directory that exists")):
+        with pytest.raises(SystemExit):
+            main(["image", "build", "--output", str(place), "--source", str(disk)])
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # Space

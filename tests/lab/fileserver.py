@@ -1,17 +1,17 @@
-"""A web server for one file, with the faults that real ones have. In a thread of its own."""
+"""A web server for one file, with the faults that real ones have."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+
+from tests.lab.webserver import WebServer
 
 
 @dataclass
-class FileServer:
+class FileServer(WebServer):
     """Serves `content` at any path. A context; `url` is its address.
 
     `cuts`: after how many bytes the first replies break off. `ranges`: whether it can begin in the middle. `sized`:
@@ -29,34 +29,13 @@ class FileServer:
     asked: list[str] = field(default_factory=list)
     """The Range of each request, "" without."""
 
-    def __enter__(self) -> FileServer:
-        world = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                world._answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
     @property
     def url(self) -> str:
         """Of the file."""
-        return f"http://127.0.0.1:{self._server.server_port}/images/podvm.raw"
+        return f"{self.address}/images/podvm.raw"
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """As the fields say."""
         asked = request.headers.get("Range", "")
         self.asked.append(asked)
         if self.redirect_to:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from tests.lab.webserver import WebServer
+
 SERVICE, ISSUER = "lab registry", "lab tokens"
 
 
-class TokenServer:
-    """A context, in a thread of its own. `asked` has the scopes that tokens were given for."""
+class TokenServer(WebServer):
+    """A context. `asked` has the scopes that tokens were given for."""
 
     def __init__(self, user: str, password: str) -> None:
         self._basic = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -37,38 +37,20 @@ class TokenServer:
     @property
     def realm(self) -> str:
         """Where tokens are."""
-        return f"http://127.0.0.1:{self._server.server_port}/token"
+        return f"{self.address}/token"
 
-    def __enter__(self) -> TokenServer:
-        world = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.headers.get("Authorization") != world._basic:
-                    self.send_error(401)
-                    return
-                scope = parse_qs(urlsplit(self.path).query).get("scope", [""])[0]
-                world.asked.append(scope)
-                body = json.dumps({"token": world.token(scope)}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """A token, to whoever knows the password."""
+        if request.headers.get("Authorization") != self._basic:
+            request.send_error(401)
+            return
+        scope = parse_qs(urlsplit(request.path).query).get("scope", [""])[0]
+        self.asked.append(scope)
+        body = json.dumps({"token": self.token(scope)}).encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
 
     def token(self, scope: str) -> str:
         """A signed token for a scope such as repository:org/image:pull."""

@@ -49,6 +49,7 @@ def image_file(*, verity: bool = False, fips: bool = False, arch: str = "amd64")
     """The disk of these sources; built when there is none in the cache, which keeps one of each kind."""
     inputs = read_inputs(Recipe(Path(caa.__file__).parent, verity=verity, fips=fips), arch)
     kind = f"podvm-{arch}{'-verity' if verity else ''}{'-fips' if fips else ''}"
+    CACHE.mkdir(parents=True, exist_ok=True)
     out = CACHE / f"{kind}.qcow2"
     record = CACHE / f"{kind}-{inputs.id}.json"
     if not record.exists():

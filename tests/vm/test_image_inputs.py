@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,27 @@ def test_the_initrd_archive_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert names["init"] == (0o100755, b"#!/bin/sh\n")
     assert names["bin/sh"] == (0o120777, b"busybox")
     assert names["bin"][0] & 0o170000 == 0o040000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="building needs root")
+def test_a_build_that_is_told_to_end_leaves_no_file_and_no_program(tmp_path: Path) -> None:
+    """In the middle of mmdebstrap, which has programs of its own running in the new root."""
+    command = [sys.executable, "-m", "caa.cli.main", "image", "build", "--output", str(tmp_path / "podvm")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".image-*/.image-*/root/var/lib/dpkg/status")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/root") if str(tmp_path) in _target(path)]
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
