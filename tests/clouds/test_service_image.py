@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,11 @@ def slow(proxy: FaultProxy) -> None:
     proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=2.0, times=None)
 
 
-@pytest.fixture
-def service(account: Account, proxy: FaultProxy, disk: Path, slow: None) -> Iterator[ServiceProcess]:
-    environ = account.emulator.environ(proxy.url) | service_environ(account, PODVM_AMI_ID="", PODVM_IMAGE_URI=str(disk))
+@contextlib.contextmanager
+def unready_service(account: Account, proxy: FaultProxy, disk: Path, **keys: str) -> Iterator[ServiceProcess]:
+    """A service without an image."""
+    own = {"PODVM_AMI_ID": "", "PODVM_IMAGE_URI": str(disk), **keys}
+    environ = account.emulator.environ(proxy.url) | service_environ(account, **own)
     with service_directory() as directory:
         made = ServiceProcess(directory, environ)
         made.start()
@@ -36,6 +39,12 @@ def service(account: Account, proxy: FaultProxy, disk: Path, slow: None) -> Iter
             yield made
         finally:
             made.shut_down()
+
+
+@pytest.fixture
+def service(account: Account, proxy: FaultProxy, disk: Path, slow: None) -> Iterator[ServiceProcess]:
+    with unready_service(account, proxy, disk) as made:
+        yield made
 
 
 def wait_until_it_listens(service: ServiceProcess) -> None:
@@ -70,3 +79,48 @@ def test_starts_are_put_off_while_the_image_is_built_and_work_without_a_restart_
     assert image["state"] == "ready"
     launched = account.instances()[0]
     assert launched["ImageId"] == image["image"]
+
+
+def test_a_failed_image_is_told_with_its_reason_and_built_when_somebody_asks_over_rest(
+    account: Account, proxy: FaultProxy, disk: Path
+) -> None:
+    refusal = b'{"__type": "AccessDeniedException", "Message": "no"}'
+    kind = "application/json"
+    proxy.add(
+        Fault.STATUS,
+        Phase.BEFORE,
+        method="POST",
+        url="/snapshots$",
+        times=None,
+        status=403,
+        reply=refusal,
+        content_type=kind,
+    )
+    with unready_service(account, proxy, disk) as service:
+        wait_until_it_listens(service)
+        sandbox = new_id()
+        service.create(sandbox, "web")
+        deadline = time.monotonic() + READY_SECONDS
+        while (refused := service.begin_start(sandbox).json())["reason"] != "ImageFailed":
+            assert time.monotonic() < deadline, refused
+            time.sleep(0.1)
+        assert "the credentials lack the right to call StartSnapshot" in refused["detail"]
+        assert "caa image retry" in refused["detail"]
+        proxy.clear()
+        with service.rest() as client:
+            assert client.get("/v1/image/status").json()["building"]["state"] == "failed"
+            retried = client.post("/v1/image/retry")
+            assert retried.status_code == 202, retried.text
+            service.wait_ready()
+            assert client.post("/v1/image/retry").status_code == 404
+        service.start_sandbox(sandbox)
+
+
+def test_an_incomplete_configuration_is_named_and_nothing_is_built(
+    account: Account, proxy: FaultProxy, disk: Path
+) -> None:
+    with unready_service(account, proxy, disk, AWS_SUBNET_IDS="subnet-missing") as service:
+        assert service.process is not None
+        assert service.process.wait(READY_SECONDS) == 1
+        assert "subnet-missing" in service.log_tail()
+    assert "StartSnapshot" not in account.emulator.counters()["calls"]
