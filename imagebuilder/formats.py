@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ FORMATS = ("raw", "qcow2", "vhd")
 MAX_DISK_BYTES = 128 << 30
 # Azure takes virtual sizes of whole MiB only.
 _VHD_STEP = 1 << 20
+# Magic number, version, place and length of the backing file's name, method of encryption, incompatible features.
+_QCOW2_HEADER = struct.Struct(">4sIQI12xI36xQ")
+_QCOW2_EXTERNAL_DATA = 1 << 2
 # What must stay free beside what is written, so that a check before the work is not undone by a log file.
 _SPARE_BYTES = 64 << 20
 
@@ -90,18 +94,31 @@ def check_space(directory: Path, needed: int, purpose: str) -> None:
 def _virtual_size(path: Path, kind: str, name: str) -> int:
     """Checked before anything of the file is used: it may come from anywhere."""
     try:
-        found: dict[str, Any] = json.loads(run(["qemu-img", "info", "-f", kind, "--output", "json", path]))
-        # Both name files of this machine, whose content would end up in the image.
-        other = found.get("backing-filename") or found.get("format-specific", {}).get("data", {}).get("data-file")
-        if other:
-            raise ImageError("NotADisk", f"{name} is a qcow2 that needs another file ({other}); flatten it first")
-        if found.get("encrypted"):
-            raise ImageError("NotADisk", f"{name} is encrypted; decrypt it first")
         if kind == "qcow2":
+            _check_alone(path, name)
             _check_whole(path, name)
+        found: dict[str, Any] = json.loads(run(["qemu-img", "info", "-f", kind, "--output", "json", path]))
     except BuildError as error:
         raise ImageError("NotADisk", f"{name} cannot be read as {kind}: {error}") from None
     return int(found["virtual-size"])
+
+
+def _check_alone(path: Path, name: str) -> None:
+    """A qcow2 may name other files, and those of this machine would end up in the image.
+
+    Looked at here, for qemu-img opens them to tell what they are.
+    """
+    with path.open("rb") as file:
+        header = file.read(_QCOW2_HEADER.size).ljust(_QCOW2_HEADER.size, b"\0")
+        _, version, backing_at, backing_size, encryption, features = _QCOW2_HEADER.unpack(header)
+        file.seek(min(backing_at, 1 << 20))
+        backing = file.read(min(backing_size, 1023)).decode(errors="replace")
+    if backing_at:
+        raise ImageError("NotADisk", f"{name} is a qcow2 that needs another file ({backing}); flatten it first")
+    if version >= 3 and features & _QCOW2_EXTERNAL_DATA:
+        raise ImageError("NotADisk", f"{name} is a qcow2 that has its data in another file; flatten it first")
+    if encryption:
+        raise ImageError("NotADisk", f"{name} is encrypted; decrypt it first")
 
 
 def _check_whole(path: Path, name: str) -> None:

@@ -199,6 +199,18 @@ def test_a_qcow2_that_points_at_a_file_of_this_machine_is_refused(build: Build, 
     assert f"{thief} is a qcow2 that needs another file ({disk}); flatten it first" in build(thief).stderr
 
 
+def test_a_qcow2_that_has_its_data_elsewhere_or_is_encrypted_is_refused(build: Build, tmp_path: Path) -> None:
+    split, secret = tmp_path / "split", tmp_path / "secret"
+    options = f"data_file={tmp_path / 'data'},data_file_raw=on"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, split, "1M"], check=True)
+    assert f"{split} is a qcow2 that has its data in another file; flatten it first" in build(split).stderr
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", secret, "1M"], check=True)
+    with secret.open("r+b") as file:
+        file.seek(32)  # the method: LUKS
+        file.write(struct.pack(">I", 2))
+    assert f"{secret} is encrypted; decrypt it first" in build(secret).stderr
+
+
 def test_a_disk_far_too_large_is_refused_before_it_is_unpacked(build: Build, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", bomb, "4096G"], check=True)
@@ -282,7 +294,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _unmounted(tmp_path: Path) -> object:
     yield
-    subprocess.run(["umount", "-q", tmp_path / "small"], check=False)
+    subprocess.run(["umount", tmp_path / "small"], check=False, stderr=subprocess.DEVNULL)
 
 
 def test_a_lack_of_space_is_told_before_anything_is_written(build: Build, small: Path, tmp_path: Path) -> None:
