@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from imagebuilder.publish.awsimport import SnapshotImport
 from imagebuilder.publish.base import Content, ImageName, Work, arch_of
 from imagebuilder.publish.patience import patiently
 from imagebuilder.publish.upload import send_blocks
@@ -20,7 +21,7 @@ from providers.aws.client import Ec2
 from providers.aws.metadata import WorkerMetadata
 from providers.aws.settings import AwsKeys
 from providers.aws.tags import literal
-from providers.base import InvalidRequestError, ProviderError, UnavailableError
+from providers.base import ConfigError, InvalidRequestError, Problem, ProviderError, UnavailableError
 
 # The one block size of the EBS direct APIs.
 BLOCK = 512 << 10
@@ -45,6 +46,8 @@ class AwsPublisher:
         self._keys = keys
         self._ec2 = Ec2(keys, worker)
         self._ebs = Ec2(keys, worker, "ebs")
+        self._s3 = Ec2(keys, worker, "s3")
+        self._import = SnapshotImport(self._ec2, self._s3, keys.bucket)
 
     @property
     def account(self) -> str:
@@ -56,7 +59,9 @@ class AwsPublisher:
         return self._keys.ami_id
 
     def check(self) -> None:
-        """Nothing is needed beyond what pod VMs need."""
+        """See Publisher."""
+        if self._keys.image_upload == "s3" and not self._keys.bucket:
+            raise ConfigError([Problem("BUCKET_NAME", "is required for CAA_AWS_IMAGE_UPLOAD=s3")])
 
     def publish(self, disk: Content, name: ImageName, work: Work) -> str:
         """See Publisher."""
@@ -89,9 +94,12 @@ class AwsPublisher:
             _unless_gone(partial(self._ec2.call, "deregister_image", {"image": image_id}, ImageId=image_id))
         for snapshot in self._tagged("describe_snapshots", "Snapshots", name, OwnerIds=["self"]):
             _unless_gone(partial(self._ec2.call, "delete_snapshot", SnapshotId=snapshot["SnapshotId"]))
+        if self._keys.bucket:
+            self._import.delete(name, resources)
 
     def close(self) -> None:
         """Close the connections."""
+        self._s3.close()
         self._ec2.close()
         self._ebs.close()
 
@@ -99,6 +107,8 @@ class AwsPublisher:
 
     def _uploaded(self, disk: Content, name: ImageName, work: Work) -> str:
         """A completed snapshot with the disk in it."""
+        if self._keys.image_upload == "s3" and not work.resources.get("snapshot"):
+            return self._import.snapshot(disk, name, work, self._tags(name))
         snapshot, state = self._snapshot(disk, name, work)
         if state == "pending":
             sums = _Sums()

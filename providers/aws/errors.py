@@ -162,6 +162,7 @@ _TABLE: dict[str, Meaning] = {
     "InvalidIamInstanceProfile.NotFound": _PROFILE,
     "InvalidIamInstanceProfileArn.Malformed": _PROFILE,
     "InvalidBlockDeviceMapping": _VOLUME,
+    "NoSuchBucket": Meaning(InvalidRequestError, "BUCKET_NAME={bucket} is no bucket", "BucketMissing"),
     "InvalidParameterCombination": _COMBINATION,
     "UnsupportedOperation": _COMBINATION,
     "IdempotentParameterMismatch": Meaning(

@@ -164,6 +164,15 @@ class AwsKeys(Keys):
         description="Name or ARN of an instance profile for pod VMs. None unless set: what runs in a pod could use it.",
     )
     tags: Tags = Field((), alias="TAGS", description="More tags for all that is made: key=value, separated by commas.")
+    image_upload: Literal["ebs", "s3"] = Field(
+        "ebs",
+        alias="CAA_AWS_IMAGE_UPLOAD",
+        description="How a built image gets to AWS: straight into a snapshot, or by way of BUCKET_NAME and the role "
+        "vmimport.",
+    )
+    bucket: str = Field(
+        "", alias="BUCKET_NAME", description="Bucket for CAA_AWS_IMAGE_UPLOAD=s3; what is put there is removed again."
+    )
     metadata_endpoint: str = Field(
         "http://169.254.169.254",
         alias="AWS_EC2_METADATA_SERVICE_ENDPOINT",

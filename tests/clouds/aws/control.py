@@ -133,6 +133,8 @@ class Control:
         moto_api_backend.reset()
         self._overlay.tokens.clear()
         self._overlay.ebs.reset()
+        self._overlay.imports.tasks.clear()
+        self._overlay.imports.tokens.clear()
         EmulatedInstance.moving.clear()
         EmulatedInstance.version += 1
         vars(self._conditions).update(vars(Conditions()))

@@ -8,6 +8,8 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.models.amis import Ami
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import random_ami_id
+from moto.s3.exceptions import S3ClientError as ClientError
+from moto.s3.models import s3_backends
 
 from tests.clouds.aws.errors import Ec2Error
 
@@ -62,6 +64,42 @@ def register_image(call: EC2Response) -> ActionResult:
     image.add_tags(call._parse_tag_specification().get("image", {}))
     backend.amis[image.id] = image
     return ActionResult({"ImageId": image.id})
+
+
+class Imports:
+    """ImportSnapshot: a snapshot of an object, one for each client token."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.tokens: dict[str, str] = {}
+
+    def import_snapshot(self, call: EC2Response) -> ActionResult:
+        """The task is over at once."""
+        token = call._get_param("ClientToken") or ""
+        if token and token in self.tokens:
+            return ActionResult({"ImportTaskId": self.tokens[token]})
+        container = call._get_param("DiskContainer", {})
+        place = container["UserBucket"]
+        try:
+            key = s3_backends[call.current_account]["aws"].get_object(place["S3Bucket"], place["S3Key"])
+        except ClientError:
+            key = None
+        if key is None or container["Format"] != "RAW":
+            raise Ec2Error("InvalidParameter", "The given S3 object is not there, or its format is not known.")
+        backend: Any = call.ec2_backend
+        volume = backend.create_volume(size=max(1, -(-key.size >> 30)), zone_name=f"{call.region}a")
+        snapshot = backend.create_snapshot(volume.id, "imported")
+        backend.volumes.pop(volume.id)
+        task = f"import-snap-{len(self.tasks):017x}"
+        detail = {"Status": "completed", "SnapshotId": snapshot.id, "DiskImageSize": float(key.size), "Format": "RAW"}
+        self.tasks[task] = {"ImportTaskId": task, "SnapshotTaskDetail": detail}
+        self.tokens[token] = task
+        return ActionResult({"ImportTaskId": task, "SnapshotTaskDetail": detail})
+
+    def describe(self, call: EC2Response) -> ActionResult:
+        """Those that are named."""
+        ids = call._get_param("ImportTaskIds", [])
+        return ActionResult({"ImportSnapshotTasks": [self.tasks[one] for one in ids if one in self.tasks]})
 
 
 def deregister_image(call: EC2Response) -> ActionResult:

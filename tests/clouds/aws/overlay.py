@@ -25,7 +25,7 @@ from moto.ec2.utils import filter_dict_attribute_mapping, is_tag_filter
 from tests.clouds.aws.conditions import MAX_PAGE, Conditions
 from tests.clouds.aws.ebs import Ebs
 from tests.clouds.aws.errors import Ec2Error
-from tests.clouds.aws.image import deregister_image, register_image
+from tests.clouds.aws.image import Imports, deregister_image, register_image
 from tests.clouds.aws.instance import EmulatedInstance
 from tests.clouds.aws.subnet import EmulatedSubnet
 
@@ -53,6 +53,7 @@ class Overlay:
         self.conditions = conditions
         self.tokens: dict[tuple[str, str, str, str], Launch] = {}
         self.ebs = Ebs()
+        self.imports = Imports()
         self._original_run: Callable[[EC2Response], ActionResult] = EC2Response.run_instances
 
     def install(self) -> None:
@@ -69,6 +70,8 @@ class Overlay:
             "terminate_instances": self.terminate_instances,
             "describe_instance_types": self.describe_instance_types,
             "register_image": register_image,
+            "import_snapshot": self.imports.import_snapshot,
+            "describe_import_snapshot_tasks": self.imports.describe,
             "deregister_image": deregister_image,
         }
         for name, method in replaced.items():
