@@ -117,7 +117,7 @@ class Catalog:
         images = [self.image(image_id) for image_id in self._keys.image_ids]
         chosen = next((image for image in images if image.arch == arch), None)
         if chosen is None:
-            have = ", ".join(f"{image.id} ({image.arch})" for image in images)
+            have = ", ".join(f"{image.id} ({image.arch})" for image in images) or "none"
             raise InvalidRequestError("ImageMissing", f"IBMCLOUD_PODVM_IMAGE_ID has no {arch} image; it has {have}")
         return chosen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -123,7 +124,7 @@ class Vpc:
                 manager.get_token()
             except Exception as error:  # the SDK raises plain ones for a file that cannot be read
                 manager.request_time = 0
-                if manager.access_token and not manager._is_token_expired():
+                if manager.access_token and manager.expire_time > time.time():
                     return  # it was to be renewed early, and still holds
                 raise token_failure(error) from error
 

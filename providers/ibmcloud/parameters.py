@@ -28,8 +28,9 @@ class Place:
     target: str = ""
 
 
-def check(request: LaunchRequest, place: Place) -> None:
-    """Raises InvalidRequestError, naming what does not go together, before anything is sent."""
+def check_request(request: LaunchRequest) -> None:
+    """Raises InvalidRequestError for a request that does not go into a create call, whatever is configured."""
+    network_attachment(request)
     size = len(request.user_data)
     if size > USER_DATA_LIMIT:
         raise InvalidRequestError(
@@ -37,6 +38,10 @@ def check(request: LaunchRequest, place: Place) -> None:
             f"the user data of {request.name!r} has {size} bytes, and IBM Cloud takes at most {USER_DATA_LIMIT}; "
             "initdata (INITDATA, or the pod's annotation) is the part that grows",
         )
+
+
+def check_place(place: Place) -> None:
+    """Raises InvalidRequestError naming image and profile when they do not go together."""
     image, profile = place.image, place.profile
     if image.arch != profile.arch:
         raise InvalidRequestError(

@@ -37,7 +37,7 @@ from providers.ibmcloud.catalog import Catalog
 from providers.ibmcloud.client import PAGE, Vpc
 from providers.ibmcloud.errors import NAME_TAKEN, given_up
 from providers.ibmcloud.owner import instance_tags, is_of, owner_in, user_tags
-from providers.ibmcloud.parameters import USER_DATA_LIMIT, Place, check, instance_prototype
+from providers.ibmcloud.parameters import USER_DATA_LIMIT, Place, check_place, check_request, instance_prototype
 from providers.ibmcloud.place import LABELS, WorkerPlace
 from providers.ibmcloud.settings import IbmCloudKeys
 from providers.ibmcloud.tagger import Tagger
@@ -137,6 +137,7 @@ class IbmCloudProvider:
         A refusal is told only when no earlier call of the same request came through: the instance of one whose answer
         was lost has the name, or has taken the last of a quota. It is looked up by its name, and adopted.
         """
+        check_request(request)
         try:
             return self._launched(request)
         except (InvalidRequestError, OfferingRefusedError) as refusal:
@@ -206,7 +207,7 @@ class IbmCloudProvider:
 
     def _asked(self, request: LaunchRequest, target: str) -> Instance:
         place = self._at(request, target)
-        check(request, place)
+        check_place(place)
         prototype = instance_prototype(request, self._keys, place)
         made, request_id = self._vpc.launch(self._about(request, place), prototype)
         if not made.get("id"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import ssl
 from typing import Any
 
 import httpx
+import ibm_boto3  # type: ignore[import-untyped]
 import pytest
+from ibm_botocore.client import Config  # type: ignore[import-untyped]
 from ibm_vpc import vpc_v1  # type: ignore[import-untyped]
 
 from providers.ibmcloud.client import API_VERSION
@@ -15,6 +18,7 @@ from providers.ibmcloud.parameters import Place, instance_prototype
 from providers.ibmcloud.provider import IbmCloudProvider
 from providers.ibmcloud.settings import IbmCloudKeys
 from providers.keys import read_keys
+from tests.clouds.ibm.api import API_KEY
 from tests.clouds.ibm_lab import IbmLab
 
 PROTOTYPE = vpc_v1.InstancePrototypeInstanceByImageInstanceByImageInstanceByNetworkAttachment
@@ -103,18 +107,24 @@ def test_lists_have_pages_of_at_most_100_and_say_how_many_there_are(ibm: IbmLab)
     assert _ask(ibm, "GET", "/v1/instances", params={"limit": "101"}).status_code == 400
 
 
-def test_an_image_is_imported_from_object_storage_and_available_a_while_later(ibm: IbmLab) -> None:
+def test_an_image_is_uploaded_by_ibms_own_sdk_imported_and_available_a_while_later(ibm: IbmLab) -> None:
     ibm.emulator.image_delay(30)
-    storage = "/cos/images"
-    assert _ask(ibm, "PUT", storage).status_code == 200
-    upload = _ask(ibm, "POST", f"{storage}/pod.qcow2", params={"uploads": ""}).text.partition("<UploadId>")[2]
-    upload = upload.partition("<")[0]
-    for number, part in ((1, b"QFI\xfb"), (2, b"rest")):
-        params = {"uploadId": upload, "partNumber": str(number)}
-        assert _ask(ibm, "PUT", f"{storage}/pod.qcow2", part, params=params).headers["ETag"]
-    numbers = "".join(f"<Part><PartNumber>{number}</PartNumber></Part>" for number in (1, 2))
-    _ask(ibm, "POST", f"{storage}/pod.qcow2", numbers.encode(), params={"uploadId": upload})
-    assert _ask(ibm, "GET", f"{storage}/pod.qcow2").content == b"QFI\xfbrest"
+    ibm.provider()  # so that the SDK trusts the emulator
+    storage = ibm_boto3.client(
+        "s3",
+        ibm_api_key_id=API_KEY,
+        ibm_service_instance_id="crn:v1:bluemix:public:cloud-object-storage:global:a/1:2::",
+        ibm_auth_endpoint=f"{ibm.emulator.url}/identity/token",
+        config=Config(signature_version="oauth"),
+        endpoint_url=ibm.emulator.object_storage_url,
+        verify=str(ibm.emulator.ca_file),
+    )
+    storage.create_bucket(Bucket="images")
+    content = b"QFI\xfb" + bytes(range(256)) * 40_000  # more than one part
+    storage.upload_fileobj(io.BytesIO(content), "images", "pod.qcow2")
+    assert storage.head_object(Bucket="images", Key="pod.qcow2")["ContentLength"] == len(content)
+    assert storage.get_object(Bucket="images", Key="pod.qcow2")["Body"].read() == content
+    assert [one["Key"] for one in storage.list_objects_v2(Bucket="images", Prefix="pod")["Contents"]] == ["pod.qcow2"]
     prototype = {
         "name": "pod",
         "file": {"href": "cos://us-south/images/pod.qcow2"},
@@ -129,6 +139,11 @@ def test_an_image_is_imported_from_object_storage_and_available_a_while_later(ib
     vpc_v1.Image.from_dict(image)
     assert _ask(ibm, "DELETE", f"/v1/images/{image['id']}").status_code == 202
     assert _ask(ibm, "GET", f"/v1/images/{image['id']}").status_code == 404
+    storage.delete_object(Bucket="images", Key="pod.qcow2")
+    storage.delete_bucket(Bucket="images")
+    storage.close()
+    left = ibm.emulator.counters()["object_storage"]
+    assert (left["buckets"], left["objects"], left["uploads"]) == (0, 0, 0)
 
 
 def _ask(

@@ -326,6 +326,13 @@ def test_discard_removes_what_a_launch_left_and_nothing_of_others(ibm: IbmLab) -
     assert names == sorted(["podvm-of-somebody", other.name])
 
 
+def test_discard_leaves_a_volume_of_the_name_that_is_somebody_elses(ibm: IbmLab) -> None:
+    request = ibm.request()
+    ibm.emulator.leave(request.name, ibm.zones[0], ["team:blue"])
+    ibm.provider().discard(request)
+    assert [one["name"] for one in ibm.emulator.resources("volumes")] == [request.name]
+
+
 def _tags(request: object) -> dict[str, str]:
     owner = request.owner  # type: ignore[attr-defined]
     return {

@@ -105,6 +105,9 @@ class EmulatedIbm(EmulatedCloud):
 
     def stale(self, calls: int = 0, seconds: float = 0.0, terminate: bool = False) -> None:
         self._emulator.staleness(calls=calls, seconds=seconds, terminate=terminate)
+        # A start here is over before the next list comes, unless its agent takes as long.
+        boot = seconds if terminate else BOOT_SECONDS
+        self._emulator.delays(pending=PENDING_SECONDS, boot=boot, shutting_down=ENDING_SECONDS)
 
 
 def _seen(one: dict[str, Any], sandbox_id: str, attempt: int) -> SeenInstance:

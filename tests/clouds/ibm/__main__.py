@@ -21,7 +21,7 @@ from tests.clouds.ibm.api import Answer, Api, first_values
 from tests.clouds.ibm.control import Control
 from tests.clouds.ibm.errors import ApiError
 from tests.clouds.ibm.names import name_of
-from tests.clouds.ibm.objectstorage import PREFIX
+from tests.clouds.ibm.objectstorage import PREFIX, unchunked
 from tests.clouds.process import end_with_parent
 
 CONTROL_PREFIX = "/_control/"
@@ -46,6 +46,8 @@ class Emulator:
             self.api.settle()
             if parts.path.startswith(PREFIX):
                 query = first_values(parts.query)
+                if "aws-chunked" in headers.get("content-encoding", ""):
+                    body = unchunked(body)
                 found = self.api.buckets.handle(method, parts.path.removeprefix(PREFIX), query, body)
                 return found.status, found.headers, found.body
             trace, name = str(uuid.uuid4()), name_of(method, url)
@@ -138,7 +140,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {key.lower(): value for key, value in self.headers.items()}
         status, answered, result = type(self).answer(self.command, self.path, headers, body)
         self.send_response(status)
@@ -149,6 +152,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if status != 204 and self.command != "HEAD":
             self.wfile.write(result)
+
+    def _chunks(self) -> bytes:
+        """A body that comes in pieces (RFC 9112, 7.1)."""
+        parts = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(parts)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle  # noqa: N815
 
