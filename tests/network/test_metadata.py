@@ -196,10 +196,18 @@ def test_while_the_service_is_down_requests_end_nowhere_and_the_next_one_answers
     fresh.end()
     for address in (ADDRESS, ADDRESS6):
         assert curl(pod, "-m", "1", f"http://{address}/latest/meta-data/")[0] == 0
-    # Frames made by hand, to the tunnel's own MAC address, that the namespace there would route on.
-    run("ip", "-n", pod.podns, "neigh", "replace", "10.128.0.1", "lladdr", tunnel_mac(pod), "dev", "eth0")
-    assert curl(pod, "-m", "1", f"http://{ADDRESS}/latest/meta-data/")[0] == 0
-    run("ip", "-n", pod.podns, "neigh", "del", "10.128.0.1", "dev", "eth0")
+    # Frames made by hand, to the tunnel's own MAC address and from nobody's, that the namespace there would route on.
+    # Some CNI plugins have given it the gateway's MAC address for good.
+    gateway = json.loads(run("ip", "-n", fresh.topology.worker, "-json", "link", "show", "cni0"))[0]["address"]
+    fresh.topology.ip(pod.netns, f"neigh replace 10.128.0.1 lladdr {gateway} dev eth0 nud permanent")
+    sysctl(pod.netns, "ipv4/ip_forward", "1")
+    for name in ("all", "eth0", "vxlan1"):
+        sysctl(pod.netns, f"ipv4/conf/{name}/rp_filter", "0")
+    fresh.topology.ip(
+        pod.podns, "addr add 10.128.0.77/32 dev eth0", f"neigh replace 10.128.0.1 lladdr {tunnel_mac(pod)} dev eth0"
+    )
+    assert curl(pod, "-m", "1", "--interface", "10.128.0.77", f"http://{ADDRESS}/latest/meta-data/")[0] == 0
+    fresh.topology.ip(pod.podns, "neigh del 10.128.0.1 dev eth0", "addr del 10.128.0.77/32 dev eth0")
     fresh.begin()
     fresh.setup(2)
     # The token outlives the service: the key is the node's.
