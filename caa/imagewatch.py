@@ -27,8 +27,12 @@ log = logging.getLogger(__name__)
 
 # A database read each; so a new image is used a second after it is ready, on every node.
 LOOK_SECONDS = 1.0
-# How often it is looked whether an image that was replaced is still needed, and a dead builder is started again.
+# A builder that ends as soon as it begins is not started all the time.
+AGAIN_SECONDS = 5.0
+# How often it is looked whether an image that was replaced is still needed.
 TEND_SECONDS = 30.0
+# How often it is looked whether the cloud still has the image: somebody may delete it past us.
+VERIFY_SECONDS = 300.0
 # A builder that is told to end gives its lease back first.
 STOP_SECONDS = 5.0
 
@@ -59,6 +63,9 @@ class ImageWatch:
         """The image in use that was built here; "" when the configuration names one, or there is none yet."""
         self._seen: PodVmImage | None = None
         self._ours: set[str] = set()
+        self._deleted = False
+        self._begun_at = clock.monotonic() - AGAIN_SECONDS
+        self._verify_at = clock.monotonic() + VERIFY_SECONDS
         self._named = self._names_another(values)
 
     async def find(self) -> None:
@@ -92,6 +99,9 @@ class ImageWatch:
         if not self.needed:
             return None
         image = self._seen
+        if image is None and self._deleted:
+            text = "the pod VM image was deleted; `caa image ensure` builds one"
+            return UnavailableError(text, reason="ImageMissing")
         if image is None:
             return UnavailableError("the pod VM image is being built", reason="ImageBuilding")
         failed = image.state is ImageState.FAILED
@@ -154,27 +164,45 @@ class ImageWatch:
     async def _look(self, changed: Callable[[], Awaitable[bool]]) -> None:
         assert self._imaging is not None
         self._seen = await self._open()
+        if self._seen is not None and self._seen.state is ImageState.BUILDING:
+            await self._take_up()
         if self._named and not self.needed:
             return
         ready = await self._threads.run(self._imaging.store.ready, self._imaging.cluster, self._imaging.account)
+        if ready is None and self.image_id and not self.needed:
+            log.warning("the pod VM image %s was deleted", self.image_id)
+            self.needed = self._deleted = True  # and not to be built again before somebody says so
         if ready is None or (ready.image_id == self.image_id and not self.needed):
             return
         self._ours.add(ready.image_id)
         before, self.image_id = self.image_id, ready.image_id
         if await changed():
-            self.needed = False
+            self.needed = self._deleted = False
             log.info("pod VMs boot the image %s from now on", ready.image_id)
         else:
             self.image_id = before
 
+    async def _take_up(self) -> None:
+        """A build that nobody is at any more, or that somebody wants to be tried again."""
+        assert self._imaging is not None
+        now = self._clock.monotonic()
+        if self._running() or now < self._begun_at + AGAIN_SECONDS:
+            return
+        name = self._imaging.lease_name
+        if await self._threads.run(self._imaging.store.holder, name, self._clock.now()) is None:
+            await self._build()
+
     async def _tend(self) -> None:
         """Go on with what nobody does any more, and remove what nobody needs."""
         assert self._imaging is not None
-        image = await self._open()
-        if image is not None and image.state is ImageState.BUILDING:
-            await self._build()  # ends at once when somebody else has the lease and finishes
-        elif self.needed and image is None:
+        if self.needed and not self._deleted and await self._open() is None:
             await self._build()
+        if self.image_id and not self.needed and self._clock.monotonic() >= self._verify_at:
+            self._verify_at = self._clock.monotonic() + VERIFY_SECONDS
+            if not await asyncio.to_thread(self._imaging.publisher.exists, self.image_id):
+                log.warning("the pod VM image %s is gone from the cloud", self.image_id)
+                self.needed = True
+                await self._build()
         if not self._running():
             await asyncio.to_thread(self._imaging.sweep)
 
@@ -189,6 +217,7 @@ class ImageWatch:
         if self._running():
             return
         log.info("the pod VM image is being built")
+        self._begun_at = self._clock.monotonic()
         self._builder = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "caa.cli.main", "image", "ensure"),
             env=dict(self._environ),

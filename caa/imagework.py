@@ -6,11 +6,15 @@ lease that is lost, a cancellation, a phase that takes too long) is raised at th
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -60,13 +64,17 @@ class Time(Protocol):
 
 
 class Keeper:
-    """Keeps a lease for as long as the context lasts, and looks whether somebody cancelled what is `watched`."""
+    """Keeps a lease for as long as the context lasts, and looks whether somebody cancelled what is `watched`.
+
+    A tool that the builder waits for cannot look up; when the build must end, it is ended from here.
+    """
 
     def __init__(self, store: ImageStore, lease: Lease, time: Time) -> None:
         self.lease = lease
         self.why: Exception | None = None
         """Why nothing more may be done under this lease."""
         self.watched = ""
+        self.is_late: Callable[[], bool] = lambda: False
         self._store = store
         self._time = time
         self._ended = threading.Event()
@@ -95,9 +103,12 @@ class Keeper:
                 self.look_at(self._store.image(self.watched) if self.watched else None)
             except LeaseLostError as error:
                 self.why = error
+                _end_tools()
                 return
             except LedgerError as error:
                 log.warning("the lease cannot be renewed now: %s", error)
+            if self.why is not None or self.is_late():
+                _end_tools()
 
 
 class Work:
@@ -117,7 +128,7 @@ class Work:
         self._lock = threading.RLock()
         self._began, self._base, self._written_at = time.monotonic(), 0, 0.0
         self._late: DeadlineExceededError | None = None
-        keeper.watched = image.id
+        keeper.watched, keeper.is_late = image.id, self._is_late
 
     @property
     def image(self) -> PodVmImage:
@@ -168,12 +179,25 @@ class Work:
 
     def check(self) -> None:
         """Raise why the build must end, if it must."""
-        phase = self._image.phase
-        if phase and self._time.monotonic() - self._began > DEADLINES[phase]:
-            self._late = self._late or DeadlineExceededError(phase)
-        why = self._keeper.why or self._late
+        why = self._keeper.why or self.late
         if why is not None:
             raise why
+
+    def check_lease(self) -> None:
+        """Raise why nothing more may be done, however this try ends."""
+        if self._keeper.why is not None:
+            raise self._keeper.why
+
+    @property
+    def late(self) -> DeadlineExceededError | None:
+        """That a phase of this try took too long, if one did."""
+        if self._late is None and self._is_late():
+            self._late = DeadlineExceededError(self._image.phase)
+        return self._late
+
+    def _is_late(self) -> bool:
+        phase = self._image.phase
+        return bool(phase) and self._time.monotonic() - self._began > DEADLINES[phase]
 
     def sleep(self, seconds: float) -> None:
         """Wait, a second at a time, for the end may come meanwhile."""
@@ -207,3 +231,11 @@ class Work:
     def _rate(self, done: int) -> float:
         seconds = self._time.monotonic() - self._began
         return max(0.0, (done - self._base) / seconds) if seconds > 0 else 0.0
+
+
+def _end_tools() -> None:
+    """SIGTERM to the processes that this one has started."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                os.kill(int(pid), signal.SIGTERM)

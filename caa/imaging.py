@@ -188,7 +188,7 @@ class Imaging:
     @contextlib.contextmanager
     def _lease(self) -> Iterator[Keeper | None]:
         """The lease, kept; or None while somebody else has it."""
-        taken = self.store.take_lease(self._lease_name, self.holder, LEASE_SECONDS, self.time.now(), is_dead)
+        taken = self.store.take_lease(self.lease_name, self.holder, LEASE_SECONDS, self.time.now(), is_dead)
         if isinstance(taken, Held):
             image = self.store.open(self.cluster, self.account)
             if image is not None:
@@ -199,7 +199,8 @@ class Imaging:
             yield keeper
 
     @property
-    def _lease_name(self) -> str:
+    def lease_name(self) -> str:
+        """Of the lease that its builder has."""
         return f"image of {self.cluster} in {self.account}"
 
     # Building
@@ -249,7 +250,9 @@ class Imaging:
         work.save(attempts=image.attempts + 1, retry_at=None, reason="", failure="", phase="", done=0, total=None)
         try:
             self._make(work)
-        except (ProviderError, ImageError, OSError, DeadlineExceededError) as error:
+        except (ProviderError, ImageError, OSError, DeadlineExceededError) as raised:
+            work.check_lease()
+            error = work.late or raised  # a tool that took too long was ended, and says only that
             reason = _reason(error)
             if _is_permanent(error) or work.image.failures + 1 >= MAX_FAILURES:
                 self._fail(work, reason, str(error))

@@ -63,7 +63,11 @@ class Upload:
             return {"PartNumber": number, "ETag": f'"{digest}"'}
 
         with ThreadPoolExecutor(SENDERS, thread_name_prefix="upload") as pool:
-            parts = list(pool.map(part, numbers))
+            try:
+                parts = list(pool.map(part, numbers))
+            except BaseException:  # also when this process is told to end
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         work.check()
         patiently(
             work,

@@ -93,8 +93,10 @@ class _Sending:
         queue = iter(wanted)
         with ThreadPoolExecutor(senders, thread_name_prefix="upload") as pool:
             futures: list[Future[None]] = [pool.submit(self._sender, queue) for _ in range(senders)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            self._stop.set()
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # also when this process is told to end
+                self._stop.set()
         for future in futures:
             future.result()
         return self._count

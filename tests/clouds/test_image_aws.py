@@ -226,3 +226,30 @@ def test_by_way_of_a_bucket_one_image_is_made_and_nothing_is_left_there(
 
 def test_without_a_bucket_the_key_is_named(lab: ImageLab) -> None:
     assert "BUCKET_NAME: is required" in lab.run("ensure", code=1, CAA_AWS_IMAGE_UPLOAD="s3")
+
+
+# Where the id goes
+
+
+def test_the_id_is_written_to_the_directory_of_keys_and_cleared_with_the_image(
+    lab: ImageLab, account: Account, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "PODVM_AMI_ID").write_text("")
+    lab.environ["CAA_CONFIG_DIR"] = str(keys)
+    image = lab.json("ensure")["image"]
+    assert (keys / "PODVM_AMI_ID").read_text() == (keys / "LATEST_AMI_ID").read_text() == image
+    assert lab.json("ensure")["state"] == "configured"
+    lab.environ["PODVM_IMAGE_URI"] = str(make_disk(tmp_path / "other.raw", seed=2))
+    newer = lab.json("refresh")["image"]
+    assert (keys / "PODVM_AMI_ID").read_text() == newer != image
+    lab.run("delete")
+    assert (keys / "PODVM_AMI_ID").read_text() == ""
+    assert made(account)[:2] == ({}, {})
+
+
+def test_a_cloud_for_which_no_images_are_built_is_passed_over(lab: ImageLab) -> None:
+    said = lab.json("ensure", CLOUD_PROVIDER="byom")
+    assert (said["state"], said["image"]) == ("unsupported", "")
+    assert not (lab.directory / "state").exists()
