@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 
@@ -12,7 +11,6 @@ from providers.base import (
     DeniedError,
     InvalidRequestError,
     MissingError,
-    OfferingRefusedError,
     ProviderError,
     QuotaError,
     Scope,
@@ -20,30 +18,7 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
-
-# EC2's refusals of a right carry an encoded explanation of several kilobytes, which says nothing to people.
-_LONGEST_QUOTE = 500
-# Karpenter's time for EC2: capacity changes within minutes, and asking costs one of two launches a second.
-CAPACITY_SECONDS = 180.0
-# A quota has room again when somebody raises it, or an instance ends (if it was ours, the service asks again at once).
-QUOTA_SECONDS = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """One row: what a code means. The sentence may name any value of the call (see `About`)."""
-
-    error: type[ProviderError]
-    sentence: str
-    reason: str = ""  # the code itself, without dots, unless given
-    scope: Scope = Scope.OFFERING
-
-
-class About(dict[str, str]):
-    """The values a sentence may name; those that the call has not are shown as "(not set)"."""
-
-    def __missing__(self, key: str) -> str:
-        return "(not set)"
+from providers.meanings import LONGEST_QUOTE, About, Meaning, error_of
 
 
 def _full(scope: Scope, sentence: str) -> Meaning:
@@ -213,7 +188,7 @@ def translate(error: Exception, *, changes: bool, about: Mapping[str, str]) -> P
         answered = _answered(error, changes=changes, values=values)
         answered.request_id = str(error.response.get("ResponseMetadata", {}).get("RequestId", ""))
         return answered
-    said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
+    said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
     if isinstance(error, _NO_CREDENTIALS):
         return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")
     if isinstance(error, boto.ParamValidationError):
@@ -227,8 +202,9 @@ def translate(error: Exception, *, changes: bool, about: Mapping[str, str]) -> P
 def _answered(error: boto.ClientError, *, changes: bool, values: About) -> ProviderError:
     code = code_of(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    # Refusals of a right carry an encoded explanation, which says nothing to people.
     quote = str(error.response.get("Error", {}).get("Message", "")).split(" Encoded authorization failure")[0]
-    quoted = f"(AWS: {code}, {quote[:_LONGEST_QUOTE]})"
+    quoted = f"(AWS: {code}, {quote[:LONGEST_QUOTE]})"
     meaning = _TABLE.get(code)
     if meaning is None:
         if 400 <= status < 500:
@@ -238,13 +214,7 @@ def _answered(error: boto.ClientError, *, changes: bool, values: About) -> Provi
         else:
             return UnavailableError("ServerError", f"{values['operation']} failed inside AWS {quoted}")
     reason = meaning.reason or code.replace(".", "")
-    sentence = f"{meaning.sentence.format_map(values)} {quoted}"
-    if issubclass(meaning.error, OfferingRefusedError):
-        seconds = QUOTA_SECONDS if meaning.error is QuotaError else CAPACITY_SECONDS
-        return meaning.error(reason, sentence, meaning.scope, seconds)
-    if meaning.error is ThrottledError:
-        return ThrottledError(reason, sentence, _retry_after(error))
-    return meaning.error(reason, sentence)
+    return error_of(meaning, reason, f"{meaning.sentence.format_map(values)} {quoted}", _retry_after(error))
 
 
 def _retry_after(error: boto.ClientError) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import requests
@@ -23,30 +22,9 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from providers.meanings import LONGEST_QUOTE, About, Meaning, error_of, refused
 
-_LONGEST_QUOTE = 500
-# Capacity changes within minutes; IBM Cloud gives no time. Others who fall back between zones take as long.
-CAPACITY_SECONDS = 180.0
-# A quota has room again when somebody raises it, or an instance ends (if it was ours, the service asks again at once).
-QUOTA_SECONDS = 600.0
 NAME_TAKEN = "NameTaken"
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """One row: what a code means. The sentence may name any value of the call (see `About`)."""
-
-    error: type[ProviderError]
-    sentence: str
-    reason: str = ""  # the code in CamelCase, unless given
-    scope: Scope = Scope.OFFERING
-
-
-class About(dict[str, str]):
-    """The values a sentence may name; those that the call has not are shown as "(not set)"."""
-
-    def __missing__(self, key: str) -> str:
-        return "(not set)"
 
 
 _NONE_LEFT = Meaning(CapacityError, "IBM Cloud has no {type} left in {zone}")
@@ -161,7 +139,7 @@ def translate(error: Exception, *, changes: bool, about: Mapping[str, str]) -> P
         answered = _answered(error, changes=changes, values=values)
         answered.request_id = request_id_of(error)
         return answered
-    said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
+    said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
     if not isinstance(error, requests.RequestException):
         # The SDK's own checks; the text would quote parameters, of which the user data is one.
         return InvalidRequestError("InvalidParameter", f"{values['operation']} was given what the API does not have")
@@ -182,10 +160,10 @@ def token_failure(error: Exception) -> ProviderError:
     if isinstance(error, ApiException) and error.status_code == 429:
         return ThrottledError("Throttled", f"{_THROTTLED.sentence} (IAM: {_quote(error)})", _retry_after(error))
     if isinstance(error, (ApiException, requests.RequestException)):
-        said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
+        said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
         return UnavailableError("Unreachable", f"no access token could be had at IBMCLOUD_IAM_ENDPOINT ({said})")
     # The compute resource token of a trusted profile is a file.
-    return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {str(error)[:_LONGEST_QUOTE]}")
+    return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {str(error)[:LONGEST_QUOTE]}")
 
 
 def given_up(reasons: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> OfferingRefusedError | None:
@@ -196,9 +174,12 @@ def given_up(reasons: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> 
     for one in reasons:
         code = str(one.get("code", ""))
         meaning = _TABLE.get(code)
-        if meaning is not None and issubclass(meaning.error, OfferingRefusedError):
-            quoted = f"(IBM Cloud: {code}, {str(one.get('message', ''))[:_LONGEST_QUOTE]})"
-            return _refused(meaning.error, meaning, code, f"{meaning.sentence.format_map(About(about))} {quoted}")
+        if meaning is not None:
+            quoted = f"(IBM Cloud: {code}, {str(one.get('message', ''))[:LONGEST_QUOTE]})"
+            sentence = f"{meaning.sentence.format_map(About(about))} {quoted}"
+            refusal = refused(meaning, _reason(meaning, code), sentence)
+            if refusal is not None:
+                return refusal
     return None
 
 
@@ -219,17 +200,7 @@ def _answered(error: ApiException, *, changes: bool, values: About) -> ProviderE
         kind = UnknownOutcomeError if changes else UnavailableError
         return kind("ServerError", f"{values['operation']} failed inside IBM Cloud {quoted}")
     sentence = f"{meaning.sentence.format_map(values)} {quoted}"
-    if issubclass(meaning.error, OfferingRefusedError):
-        return _refused(meaning.error, meaning, code, sentence)
-    reason = _reason(meaning, code)
-    if meaning.error is ThrottledError:
-        return ThrottledError(reason, sentence, _retry_after(error))
-    return meaning.error(reason, sentence)
-
-
-def _refused(kind: type[OfferingRefusedError], meaning: Meaning, code: str, sentence: str) -> OfferingRefusedError:
-    seconds = QUOTA_SECONDS if kind is QuotaError else CAPACITY_SECONDS
-    return kind(_reason(meaning, code), sentence, meaning.scope, seconds)
+    return error_of(meaning, _reason(meaning, code), sentence, _retry_after(error))
 
 
 def _reason(meaning: Meaning, code: str) -> str:
@@ -266,7 +237,7 @@ def _body(error: ApiException) -> dict[str, Any]:
 
 
 def _quote(error: ApiException) -> str:
-    return str(error.message)[:_LONGEST_QUOTE]
+    return str(error.message)[:LONGEST_QUOTE]
 
 
 def _retry_after(error: ApiException) -> float | None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from providers.aws import client
-from providers.aws.errors import CAPACITY_SECONDS, QUOTA_SECONDS
 from providers.base import (
     CapacityError,
     DeniedError,
@@ -26,6 +25,7 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from providers.meanings import CAPACITY_SECONDS, QUOTA_SECONDS
 from tests.clouds.aws_lab import AUTH_FAILURE, RUN, SCOPE, USER_DATA, Lab, spot
 from tests.clouds.faultproxy import Fault, Phase
 

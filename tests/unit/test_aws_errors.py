@@ -6,7 +6,7 @@ import pytest
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from providers.aws.errors import _TABLE, About, code_of, translate
+from providers.aws.errors import _TABLE, code_of, translate
 from providers.base import (
     CapacityError,
     DeniedError,
@@ -19,6 +19,7 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
+from providers.meanings import About
 
 ABOUT = {
     "operation": "RunInstances",
