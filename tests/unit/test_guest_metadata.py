@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.guest import metadata
+from caa.guest.apf import read_metadata
 from caa.guest.metadata import Config, Refused, Request, check, cleaned, read_config, read_request
+from caa.guestconfig import TlsProfile, apf_json
 from caa.metadata import keys
 
 TOKEN = {"x-aws-ec2-metadata-token": "t"}
@@ -162,3 +165,22 @@ def test_the_workers_words_are_understood_and_others_allow_nothing() -> None:
     assert read_config(None) is None
     for name in ("IMDS_V1", "USER_DATA", "CREDENTIALS", "SIGNED_DOCUMENTS"):
         assert getattr(keys, name) == getattr(metadata, name)
+
+
+def test_the_worker_tells_the_mode_in_apf_json_in_a_key_of_its_own(tmp_path: Path) -> None:
+    plain = apf_json(pod_namespace="shop", pod_name="web", identity=None, client_ca="", tls=TlsProfile())
+    told = apf_json(
+        pod_namespace="shop",
+        pod_name="web",
+        identity=None,
+        client_ca="",
+        tls=TlsProfile(),
+        metadata={"mode": "vm", "allow": ["imds-v1"], "hops": 1},
+    )
+    config = tmp_path / "apf.json"
+    config.write_text(told)
+    assert read_config(read_metadata(config)) == Config(frozenset({"imds-v1"}), 1)
+    # All else is as without it: the incumbent's forwarder passes over keys that it does not know.
+    assert {key: value for key, value in json.loads(told).items() if key != "caa-metadata"} == json.loads(plain)
+    config.write_text(plain)
+    assert read_config(read_metadata(config)) is None
