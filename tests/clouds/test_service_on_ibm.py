@@ -14,7 +14,8 @@ from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.ibm_lab import TYPE, IbmLab
 from tests.clouds.podworld import CLUSTER, NODE, service_directory
-from tests.lab.service import ServiceProcess, new_id, running_service
+from tests.lab.forkserver import ForkedService, ForkServer
+from tests.lab.service import ServiceProcess, new_id
 
 ENDED_SECONDS = 30.0
 CREATE = "^CreateInstance$"
@@ -29,8 +30,15 @@ def proxy(ibm: IbmLab) -> Iterator[FaultProxy]:
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Starts services quickly."""
+    with ForkServer() as forks:
+        yield forks
+
+
 @contextmanager
-def service_on(ibm: IbmLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceProcess]:
+def service_on(forks: ForkServer, ibm: IbmLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceProcess]:
     """A service that is ready, with keys that add or replace."""
     environ = ibm.environ(proxy.url) | {
         "CLOUD_PROVIDER": "ibmcloud",
@@ -38,13 +46,19 @@ def service_on(ibm: IbmLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceP
         "NODE_NAME": NODE,
         **keys,
     }
-    with service_directory() as directory, running_service(directory, environ) as service:
-        yield service
+    with service_directory() as directory:
+        service = ForkedService(forks, directory, environ)
+        service.start()
+        try:
+            service.wait_ready()
+            yield service
+        finally:
+            service.shut_down()
 
 
 @pytest.fixture
-def service(ibm: IbmLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
-    with service_on(ibm, proxy) as service:
+def service(forks: ForkServer, ibm: IbmLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
+    with service_on(forks, ibm, proxy) as service:
         yield service
 
 
@@ -136,14 +150,14 @@ def test_without_a_host_anywhere_the_reply_says_what_was_tried_and_nothing_is_le
 
 
 def test_an_s390x_pod_gets_the_s390x_image_of_a_mixed_list_and_others_the_default(
-    ibm: IbmLab, proxy: FaultProxy
+    forks: ForkServer, ibm: IbmLab, proxy: FaultProxy
 ) -> None:
     images = ibm.seed.images
     keys = {
         "IBMCLOUD_PODVM_IMAGE_ID": f"{images['x86_64']},{images['s390x']}",
         "IBMCLOUD_PODVM_INSTANCE_PROFILE_LIST": "bz2-2x8,mz2-2x16",
     }
-    with service_on(ibm, proxy, **keys) as service:
+    with service_on(forks, ibm, proxy, **keys) as service:
         started(service, "z", {MACHINE_TYPE: "mz2-2x16"})
         started(service, "x")
     made = {one["profile"]["name"]: one["image"]["id"] for one in ibm.emulator.instances()}
@@ -151,7 +165,7 @@ def test_an_s390x_pod_gets_the_s390x_image_of_a_mixed_list_and_others_the_defaul
 
 
 def test_a_profile_and_an_image_of_different_architectures_are_refused_before_any_call(
-    ibm: IbmLab, proxy: FaultProxy
+    forks: ForkServer, ibm: IbmLab, proxy: FaultProxy
 ) -> None:
     images = ibm.seed.images
     keys = {
@@ -159,12 +173,12 @@ def test_a_profile_and_an_image_of_different_architectures_are_refused_before_an
         "IBMCLOUD_PODVM_INSTANCE_PROFILE_LIST": "bz2-2x8",
         "PODVM_IMAGES": images["x86_64"],
     }
-    with service_on(ibm, proxy, **keys) as service:
+    with service_on(forks, ibm, proxy, **keys) as service:
         problem = refused(service, new_id(), {MACHINE_TYPE: "bz2-2x8", IMAGE: images["x86_64"]})
     assert '"bz2-2x8") is s390x, and the image is x86_64' in problem["detail"]
     with (
         pytest.raises(AssertionError, match=rf"'bz2-2x8' is s390x, and of the images .* {images['x86_64']} is x86_64"),
-        service_on(ibm, proxy, **keys | {"IBMCLOUD_PODVM_IMAGE_ID": images["x86_64"]}),
+        service_on(forks, ibm, proxy, **keys | {"IBMCLOUD_PODVM_IMAGE_ID": images["x86_64"]}),
     ):
         pass
     assert ibm.calls("CreateInstance") == 0
