@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from imagebuilder.modules import choose, named
-from imagebuilder.recipe import RECIPE, Inputs, lines
+from imagebuilder.recipe import RECIPE, Inputs, lines, plain_mode
 from imagebuilder.tools import run
 
 _APPLETS = (
@@ -59,11 +59,14 @@ def _copy_program(root: Path, program: str, tree: Path) -> None:
 
 
 def write_cpio(tree: Path, out: Path) -> None:
-    """The tree as a cpio archive of the format the kernel reads ("newc", gzip), owned by root, without times."""
+    """The tree as a cpio archive of the format the kernel reads ("newc", gzip).
+
+    Owned by root, without times, and with the same modes under any umask.
+    """
     with out.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
         for inode, path in enumerate(sorted(tree.rglob("*")), start=1):
             data = b"" if path.is_dir() else bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
-            file.write(_cpio_entry(str(path.relative_to(tree)), inode, path.lstat().st_mode, data))
+            file.write(_cpio_entry(str(path.relative_to(tree)), inode, plain_mode(path.lstat().st_mode), data))
         file.write(_cpio_entry("TRAILER!!!", 0, 0, b""))
 
 

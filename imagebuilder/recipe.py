@@ -115,8 +115,9 @@ def _has_agent(payload: Path) -> bool:
 
 def plain_mode(mode: int) -> int:
     """The mode that a file of ours has in the image, whatever the umask was when it was checked out."""
-    executable = stat.S_ISDIR(mode) or stat.S_ISLNK(mode) or mode & 0o100
-    return stat.S_IFMT(mode) | (0o755 if executable else 0o644)
+    if stat.S_ISLNK(mode):
+        return mode
+    return stat.S_IFMT(mode) | (0o755 if stat.S_ISDIR(mode) or mode & 0o100 else 0o644)
 
 
 def _digest_of(roots: list[Path], settle: Callable[[int], int] = int) -> str:

@@ -94,11 +94,11 @@ def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe) -> RootFs:
     _settle_units(root, inputs)
     for name in _UNNEEDED:
         _remove(root / name.format(triple=platform.triple))
-    (root / "var/log").mkdir()
-    (root / "boot").mkdir()
-    (root / "media/cidata").mkdir(parents=True)
-    (root / "etc/machine-id").write_text("")  # systemd draws one per boot
-    (root / "etc/hostname").write_text("podvm\n")
+    for name in ("var/log", "boot", "media/cidata"):
+        _directory(root / name)
+    for name, text in (("etc/machine-id", ""), ("etc/hostname", "podvm\n")):  # systemd draws an id per boot
+        (root / name).write_text(text)
+        (root / name).chmod(0o644)
     _remove(root / "etc/resolv.conf")
     (root / "etc/resolv.conf").symlink_to("/run/systemd/resolve/resolv.conf")
     _settle_times(root, begun, inputs.source_date_epoch)
@@ -179,6 +179,7 @@ def _take_kernel(root: Path, work: Path, arch: str) -> Kernel:
         if str(path.relative_to(modules)) not in chosen:
             path.unlink()
     target = root / "usr/lib/modules" / modules.name
+    _directory(target.parent)
     shutil.move(modules, target)
     run(["depmod", "-b", root, modules.name])
     return Kernel(next((tree / "boot").iterdir()), modules.name, tree / stub)
@@ -198,7 +199,7 @@ def _copy(source: Path, target: Path) -> None:
         if "__pycache__" in path.parts:
             continue
         if path.is_dir():
-            copy.mkdir(exist_ok=True)
+            _directory(copy)
         else:
             shutil.copyfile(path, copy)
             copy.chmod(stat.S_IMODE(plain_mode(path.stat().st_mode)))
@@ -206,7 +207,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_guest(root: Path, guest_source: Path) -> None:
     target = root / "usr/lib/python3/dist-packages" / guest_source.name
-    target.mkdir()
+    _directory(target)
     for part in GUEST_PARTS:
         _copy(guest_source / part, target / part)
     # Compiled once here, as Debian does with its own: the pod VM would do it at each boot. Unchecked, for nobody edits
@@ -248,9 +249,17 @@ def _unit_path(root: Path, unit: str) -> str:
 
 
 def _link(path: Path, target: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _directory(path.parent)
     path.unlink(missing_ok=True)
     os.symlink(target, path)
+
+
+def _directory(path: Path) -> None:
+    """Make it and what is missing above it, with the same mode under any umask."""
+    for one in (*reversed(path.parents), path):
+        if not one.exists():
+            one.mkdir()
+            one.chmod(0o755)
 
 
 def _remove(path: Path) -> None:

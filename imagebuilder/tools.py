@@ -33,6 +33,8 @@ PACKAGES = {
     "tar": "tar",
     "veritysetup": "cryptsetup-bin",
 }
+# The usual one, so that what tools write has the same modes wherever they run.
+_UMASK = 0o022
 # A tool that was asked to end has so long until it is made to.
 _ENDING_SECONDS = 10.0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,6 +78,7 @@ def run(command: Sequence[str | Path], *, text: str | None = None, environment: 
         errors="replace",
         env=_settled(environment),
         process_group=0,
+        umask=_UMASK,
     ) as process:
         try:
             printed, complained = process.communicate(text or "")
