@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
   qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
   iptables iproute2 \
-  mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils systemd-boot-efi cryptsetup-bin
+  mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils cryptsetup-bin
 # Only the tests: a real PostgreSQL, a real OCI registry, what checks domain XML, and what looks at networks.
 TEST_PACKAGES := postgresql docker-registry libxml2-utils nftables curl
 

@@ -19,6 +19,7 @@ from imagebuilder.formats import MAX_DISK_BYTES
 _WHITEOUT = ".wh."  # how a layer says that a file of the layers below is gone
 _OPAQUE = ".wh..wh..opq"
 
+_UNREADABLE = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 _PACKED: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 
 
@@ -51,7 +52,7 @@ def extract(pieces: Iterator[bytes], path: str, out: Path, name: str) -> bool:
     All pieces are read in any case, for what checks them speaks at their end.
     """
     wanted = _settled(path)
-    found = False
+    found = hidden = False
     try:
         with tarfile.open(fileobj=io.BufferedReader(_Stream(pieces), 1 << 20), mode="r|*") as archive:
             for member in archive:
@@ -59,13 +60,19 @@ def extract(pieces: Iterator[bytes], path: str, out: Path, name: str) -> bool:
                 if place == wanted:
                     _write(archive, member, out, name)
                     found = True
-                elif _hides(place, wanted):
-                    raise ImageError("SourceNotFound", f"{name} was deleted in a later layer")
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+                hidden = hidden or _hides(place, wanted)
+    except _UNREADABLE as error:
+        _read_on(pieces)  # whoever checks them may know better what is wrong
         raise ImageError("NotADisk", f"{name}: the archive cannot be read: {error}") from None
+    _read_on(pieces)
+    if hidden and not found:  # what hides a file hides that of the layers below only
+        raise ImageError("SourceNotFound", f"{name} was deleted in a later layer")
+    return found
+
+
+def _read_on(pieces: Iterator[bytes]) -> None:
     for _ in pieces:
         pass
-    return found
 
 
 def unpack(path: Path, name: str, out: Path) -> Path:
@@ -91,7 +98,7 @@ def unpack(path: Path, name: str, out: Path) -> Path:
                 file.write(piece)
                 if file.tell() > MAX_DISK_BYTES:
                     raise ImageError("TooLarge", f"{name} unpacks to more than {MAX_DISK_BYTES >> 30} GiB")
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except _UNREADABLE as error:
         raise ImageError("Truncated", f"{name} cannot be unpacked: {error}") from None
     return out
 
@@ -102,7 +109,7 @@ def _only_file(path: Path, name: str) -> str | None:
     try:
         with tarfile.open(path, mode="r|*") as archive:
             names.extend(member.name for member in archive if member.isfile())
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile):
+    except _UNREADABLE:
         if not names:
             return None
         raise ImageError("Truncated", f"{name} is an archive that is cut off or damaged") from None

@@ -37,8 +37,9 @@ _LOADERS = {
 }
 # First bytes of a disk that zipl prepared: as a SCSI or virtio disk, or as a DASD ("IPL1" in EBCDIC).
 _ZIPL = (b"zIPL", b"\xc9\xd7\xd3\xf1")
-_MBR_EXTENDED_GPT = 0xEE
-_LAST_LBA_OF_MBR = 0xFFFFFFFF
+# A unified kernel image has some tens of MiB; this one would be read into memory.
+_MAX_PROGRAM_BYTES = 512 << 20
+_MBR_PROTECTIVE = 0xEE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def look(path: Path, name: str) -> Bootable:
         raise ImageError("NotADisk", f"{name} is not a disk: it has no partition table ({_seen(head)})")
     partitions = _gpt(head, size, name) if head[_SECTOR : _SECTOR + 8] == b"EFI PART" else _mbr(head, size, name)
     esp = next((one for one in partitions if one.kind == _ESP_TYPE), None)
-    if esp and (found := _from_esp(path, esp)):
+    if esp and (found := _from_esp(path, esp, name)):
         return found
     if head.startswith(_ZIPL):
         return Bootable("s390x", "a zipl boot record")
@@ -105,7 +106,7 @@ def _mbr(head: bytes, size: int, name: str) -> list[_Partition]:
     for at in range(446, 510, 16):
         kind = head[at + 4]
         first, count = struct.unpack_from("<II", head, at + 8)
-        if kind and kind != _MBR_EXTENDED_GPT and count:
+        if kind and kind != _MBR_PROTECTIVE and count:
             esp = _ESP_TYPE if kind == 0xEF else uuid.UUID(int=kind)
             found.append(_Partition(esp, first * _SECTOR, (first + count) * _SECTOR))
     if not found and not head.startswith(_ZIPL):
@@ -143,13 +144,13 @@ def _seen(head: bytes) -> str:
     return next((text for magic, text in known.items() if head.startswith(magic)), f"it begins with {head[:8].hex()}")
 
 
-def loader_of(path: Path) -> bytes | None:
+def loader_of(path: Path, name: str) -> bytes | None:
     """The EFI program of a raw disk that boots a kernel: the unified kernel image, if there is one; None without."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    partitions = _gpt(head, path.stat().st_size, str(path)) if head[_SECTOR : _SECTOR + 8] == b"EFI PART" else []
+    partitions = _gpt(head, path.stat().st_size, name) if head[_SECTOR : _SECTOR + 8] == b"EFI PART" else []
     esp = next((one for one in partitions if one.kind == _ESP_TYPE), None)
-    found = _efi(path, esp) if esp else None
+    found = _efi(path, esp, name) if esp else None
     return found.program if found else None
 
 
@@ -161,8 +162,8 @@ class _Efi:
     command_line: str | None  # of a unified kernel image
 
 
-def _from_esp(path: Path, esp: _Partition) -> Bootable | None:
-    found = _efi(path, esp)
+def _from_esp(path: Path, esp: _Partition, name: str) -> Bootable | None:
+    found = _efi(path, esp, name)
     if found is None or found.command_line is None:
         return Bootable(found.arch, found.place) if found else None
     match = re.search(r"\b(?:roothash|usrhash)=([0-9a-fA-F]{64,128})\b", found.command_line)
@@ -170,25 +171,31 @@ def _from_esp(path: Path, esp: _Partition) -> Bootable | None:
     return Bootable(found.arch, found.place, uki, match[1].lower() if match else "", found.command_line)
 
 
-def _efi(path: Path, esp: _Partition) -> _Efi | None:
+def _efi(path: Path, esp: _Partition, name: str) -> _Efi | None:
     image = f"{path}@@{esp.start}"
     loader = next((one for one in _listing(image, "EFI/BOOT") if one.upper() in _LOADERS), None)
     if loader is None:
         return None
-    arch = _LOADERS[loader.upper()]
-    # A unified kernel image is the loader itself, or what systemd-boot finds in EFI/Linux.
-    places = [f"EFI/BOOT/{loader}", *(f"EFI/Linux/{one}" for one in _listing(image, "EFI/Linux"))]
-    programs = [_file(image, place, path.parent) for place in places]
-    for place, program in zip(places, programs, strict=True):
+    arch, place = _LOADERS[loader.upper()], f"EFI/BOOT/{loader}"
+    first = _read(image, place, path.parent, name)
+    if (line := command_line_of(first)) is not None:
+        return _Efi(arch, place, first, line)
+    for one in _listing(image, "EFI/Linux"):  # where systemd-boot finds unified kernel images
+        program = _read(image, f"EFI/Linux/{one}", path.parent, name)
         if (line := command_line_of(program)) is not None:
-            return _Efi(arch, place, program, line)
-    return _Efi(arch, places[0], programs[0], None)
+            return _Efi(arch, f"EFI/Linux/{one}", program, line)
+    return _Efi(arch, place, first, None)
 
 
-def _file(image: str, place: str, work: Path) -> bytes:
+def _read(image: str, place: str, work: Path, name: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix=".esp-", dir=work) as directory:
         copy = Path(directory) / "file"
-        run(["mcopy", "-n", "-i", image, f"::/{place}", copy])
+        try:
+            run(["mcopy", "-n", "-i", image, f"::/{place}", copy])
+        except BuildError as error:
+            raise ImageError("NotADisk", f"{name}: {place} on its EFI partition cannot be read: {error}") from None
+        if copy.stat().st_size > _MAX_PROGRAM_BYTES:
+            raise ImageError("TooLarge", f"{name}: {place} has {copy.stat().st_size >> 20} MiB")
         return copy.read_bytes()
 
 

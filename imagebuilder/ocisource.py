@@ -37,7 +37,6 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 @dataclass(frozen=True, slots=True)
 class _Layer:
     digest: str
-    size: int
     media_type: str
     title: str
 
@@ -142,17 +141,17 @@ def fetch(image: str, path: str, work: Path, *, arch: str, auth_file: Path | Non
 
 
 def _fetch(repository: _Repository, image: str, path: str, work: Path, arch: str, progress: Progress) -> Path:
-    manifest = _manifest(repository, image, arch)
-    layers = [
-        _Layer(
-            str(one["digest"]),
-            int(one["size"]),
-            str(one.get("mediaType", "")),
-            str((one.get("annotations") or {}).get(_TITLE, "")),
-        )
-        for one in manifest["layers"]
-    ]
-    config = str(manifest.get("config", {}).get("mediaType", ""))
+    try:
+        manifest = _manifest(repository, image, arch)
+        layers = [
+            _Layer(
+                str(one["digest"]), str(one.get("mediaType", "")), str((one.get("annotations") or {}).get(_TITLE, ""))
+            )
+            for one in manifest["layers"]
+        ]
+        config = str((manifest.get("config") or {}).get("mediaType", ""))
+    except (KeyError, TypeError, AttributeError):
+        raise ImageError("NotADisk", f"{image} has a manifest that cannot be understood") from None
     if ".image." in config and layers and all(".tar" in one.media_type for one in layers):
         return _from_image(repository, image, layers, path or DEFAULT_PATH, work, progress)
     return _from_artefact(repository, image, layers, path, work, progress)
@@ -169,8 +168,6 @@ def _manifest(repository: _Repository, image: str, arch: str) -> dict[str, Any]:
         else:
             there = ", ".join(sorted({str(m.get("platform", {}).get("architecture")) for m in found["manifests"]}))
             raise ImageError("WrongArchitecture", f"{image} is there for {there}; what is asked for is {arch}")
-    if not isinstance(found.get("layers"), list):
-        raise ImageError("NotADisk", f"{image} has no layers")
     return found
 
 
@@ -217,6 +214,8 @@ def _from_image(
     """From the topmost layer down: the first that has the file, or says that it was deleted, decides."""
     out = work / "layer"
     for layer in reversed(layers):
+        if layer.media_type.endswith("zstd"):
+            raise ImageError("NotADisk", f"{image} has layers packed by zstd, which are not read; pack them by gzip")
         if extract(_blob(repository, image, layer, work, progress), path, out, f"{image}::{path}"):
             return out
     raise ImageError("SourceNotFound", f"{image} has no file {path}")

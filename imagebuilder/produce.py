@@ -72,7 +72,7 @@ def produce(
 
 
 def _write_kernel(raw: Path, name: str, beside: Path) -> None:
-    program = loader_of(raw) or b""
+    program = loader_of(raw, name) or b""
     for section_name, suffix in ((".linux", "vmlinuz"), (".initrd", "initrd"), (".cmdline", "cmdline")):
         content = section(program, section_name)
         if content is None:

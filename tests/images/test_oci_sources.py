@@ -80,7 +80,8 @@ def test_a_disk_in_an_images_file_system_is_found_where_the_incumbent_has_it_and
 ) -> None:
     layers: list[Mapping[str, bytes]] = [
         {"image/podvm.qcow2": b"old"},
-        {"./image/podvm.qcow2": qcow2, "srv/d.raw": disk.read_bytes()},
+        # A directory that is replaced is hidden in the layers below, not in its own.
+        {"image/.wh..wh..opq": b"", "./image/podvm.qcow2": qcow2, "srv/d.raw": disk.read_bytes()},
         {"x": b""},
     ]
     registry.push_image("org/image", "1", layers)
