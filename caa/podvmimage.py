@@ -12,6 +12,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 
 class ImageState(enum.StrEnum):
@@ -111,6 +112,33 @@ class PodVmImage:
                 return f"could not be built, {self.reason}: {self.failure}; `caa image retry` tries again"
             case _:
                 return f"is {self.state}"
+
+
+def described(image: PodVmImage) -> dict[str, Any]:
+    """An image as programs are told of it, of JSON's types."""
+    return {
+        "id": image.id,
+        "image": image.image_id or None,
+        "state": str(image.state),
+        "account": image.account,
+        "source": image.source,
+        "digest": image.digest or None,
+        "arch": image.arch or None,
+        "phase": image.phase or None,
+        "bytes_done": image.done,
+        "bytes_total": image.total,
+        "bytes_per_second": round(image.rate),
+        "seconds_remaining": None if image.remaining is None else round(image.remaining),
+        "attempts": image.attempts,
+        "failures": image.failures,
+        "retry_at": image.retry_at.isoformat() if image.retry_at else None,
+        "reason": image.reason or None,
+        "failure": image.failure or None,
+        "resources": dict(image.resources),
+        "measurements": dict(image.measurements),
+        "created_at": image.created_at.isoformat(),
+        "changed_at": image.changed_at.isoformat(),
+    }
 
 
 @dataclass(frozen=True, slots=True)

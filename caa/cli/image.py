@@ -114,10 +114,12 @@ def _build(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
 
 
 def _status(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
+    from caa.podvmimage import described
+
     image = imaging.store.open(imaging.cluster, imaging.account) or imaging.store.ready(
         imaging.cluster, imaging.account
     )
-    said: dict[str, Any] = {"configured": configured or None, "image": image_view(image) if image else None}
+    said: dict[str, Any] = {"configured": configured or None, "image": described(image) if image else None}
     lines = [f"image {configured}: configured ({imaging.publisher.key})"] if configured else []
     if image is not None:
         lines.append(f"image {image.image_id or image.id}: {image.told()}")
@@ -126,10 +128,11 @@ def _status(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
 
 def _list(args: argparse.Namespace, imaging: Imaging) -> int:
     from caa.cli.tables import table
+    from caa.podvmimage import described
 
     images = imaging.store.all(imaging.cluster, imaging.account)
     if args.json:
-        print(json.dumps([image_view(image) for image in images], indent=2))
+        print(json.dumps([described(image) for image in images], indent=2))
         return 0
     rows = [
         (one.image_id or "-", str(one.state), one.source, one.digest[:12] or "-", f"{one.created_at:%Y-%m-%d %H:%M}")
@@ -137,33 +140,6 @@ def _list(args: argparse.Namespace, imaging: Imaging) -> int:
     ]
     table(("IMAGE", "STATE", "SOURCE", "DIGEST", "BEGUN"), rows)
     return 0
-
-
-def image_view(image: PodVmImage) -> dict[str, Any]:
-    """An image for programs."""
-    return {
-        "id": image.id,
-        "image": image.image_id or None,
-        "state": str(image.state),
-        "account": image.account,
-        "source": image.source,
-        "digest": image.digest or None,
-        "arch": image.arch or None,
-        "phase": image.phase or None,
-        "bytes_done": image.done,
-        "bytes_total": image.total,
-        "bytes_per_second": round(image.rate),
-        "seconds_remaining": None if image.remaining is None else round(image.remaining),
-        "attempts": image.attempts,
-        "failures": image.failures,
-        "retry_at": image.retry_at.isoformat() if image.retry_at else None,
-        "reason": image.reason or None,
-        "failure": image.failure or None,
-        "resources": dict(image.resources),
-        "measurements": dict(image.measurements),
-        "created_at": image.created_at.isoformat(),
-        "changed_at": image.changed_at.isoformat(),
-    }
 
 
 def _say(args: argparse.Namespace, for_programs: dict[str, Any], for_people: str) -> int:

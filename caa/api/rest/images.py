@@ -10,7 +10,7 @@ from pydantic import Field
 
 from caa.api.rest.routers import errors
 from caa.api.rest.schemas import Model
-from caa.podvmimage import OPEN_STATES, ImageState, PodVmImage
+from caa.podvmimage import OPEN_STATES, ImageState, PodVmImage, described
 
 
 class Images(Protocol):
@@ -47,6 +47,7 @@ class ImageView(Model):
     retry_at: datetime | None
     reason: str | None = Field(description="A stable CamelCase word for why it failed.")
     failure: str | None
+    resources: dict[str, str] = Field(description="What it brought: kind to the cloud's id.")
     measurements: dict[str, str] = Field(description="Digests for attestation, by name.")
     created_at: datetime
     changed_at: datetime
@@ -94,25 +95,4 @@ def image_router(images: Images) -> APIRouter:
 
 
 def _view(image: PodVmImage) -> ImageView:
-    return ImageView(
-        id=image.id,
-        image=image.image_id or None,
-        state=image.state,
-        account=image.account,
-        source=image.source,
-        digest=image.digest or None,
-        arch=image.arch or None,
-        phase=image.phase or None,
-        bytes_done=image.done,
-        bytes_total=image.total,
-        bytes_per_second=round(image.rate),
-        seconds_remaining=None if image.remaining is None else round(image.remaining),
-        attempts=image.attempts,
-        failures=image.failures,
-        retry_at=image.retry_at,
-        reason=image.reason or None,
-        failure=image.failure or None,
-        measurements=dict(image.measurements),
-        created_at=image.created_at,
-        changed_at=image.changed_at,
-    )
+    return ImageView(**described(image))
