@@ -27,6 +27,8 @@ from tests.ledger.postgresql import Server
 
 CLUSTER = "faults"
 LEDGERS = ("sqlite", "postgresql")
+# Alembic is one for the whole process, and worlds of several clouds are begun at once.
+_UPGRADING = threading.Lock()
 
 
 @dataclass
@@ -103,7 +105,8 @@ class World:
                 server = Server()
                 self._stack.callback(server.remove)
                 template = server.new_database()
-                upgrade(server.url(template))
+                with _UPGRADING:
+                    upgrade(server.url(template))
                 self._postgresql = server, template
             server, template = self._postgresql
             return server.url(server.new_database(template))
