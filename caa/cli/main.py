@@ -36,6 +36,7 @@ MODULES = {
     "explain": ("caa.cli.explain", "which instance a pod would get, and why not another one"),
     "image": ("caa.cli.image", "the image that pod VMs boot"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
+    "webhook": ("caa.cli.webhook", "size peer pods as they are admitted (on Kubernetes)"),
     "config": ("caa.cli.config", "check, show and describe the configuration"),
 }
 COMMANDS = {
