@@ -21,6 +21,11 @@ def directory() -> Iterator[Path]:
 
 def serve(directory: Path, **environ: str) -> tuple[int, str]:
     """Exit code and stderr of a service that is expected to refuse."""
+    return caa(directory, "serve", **environ)
+
+
+def caa(directory: Path, *words: str, **environ: str) -> tuple[int, str]:
+    """Exit code and stderr of a command."""
     base = {
         "PATH": os.environ["PATH"],
         "CAA_STATE_DIR": str(directory / "state"),
@@ -28,7 +33,7 @@ def serve(directory: Path, **environ: str) -> tuple[int, str]:
         "CLOUD_PROVIDER": "libvirt",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "caa.cli.main", "serve"], env=base | environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "caa.cli.main", *words], env=base | environ, capture_output=True, text=True, timeout=60
     )
     return done.returncode, done.stderr
 
@@ -84,15 +89,12 @@ def test_a_directory_of_keys_that_is_not_mounted_is_named(directory: Path) -> No
     assert nothing_runs_or_listens(directory)
 
 
-def test_a_missing_base_volume_that_cannot_be_built_is_named_with_the_reason(
-    directory: Path, lab: dict[str, str]
-) -> None:
+def test_an_image_that_cannot_be_built_is_told_with_the_reason(directory: Path, lab: dict[str, str]) -> None:
     # As on a worker without the builder's tools: the payload is the first thing that is looked at after them.
     environ = lab | {"LIBVIRT_VOL_NAME": "not-there.qcow2", "PODVM_PAYLOAD": "/nonexistent/payload"}
-    code, said = serve(directory, **environ)
+    code, said = caa(directory, "image", "ensure", **environ)
     assert code == 1
-    assert "LIBVIRT_VOL_NAME" in said
-    assert "not-there.qcow2" in said
+    assert "could not be built" in said
     assert "/nonexistent/payload" in said
     assert nothing_runs_or_listens(directory)
 
