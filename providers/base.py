@@ -8,6 +8,7 @@ offering belong to the service, which runs these calls in a bounded thread pool.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -97,6 +98,24 @@ class LaunchRequest:
     offering: Offering
     user_data: bytes = field(repr=False)  # holds the pod VM's TLS key: never in a log or a traceback
     image: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What tells one request from any other, whatever the configuration was when it was sent: 64 hex digits.
+
+        It covers user data that holds a private key, so nothing about it can be guessed from the digest.
+        """
+        offering = self.offering
+        parts = (
+            self.name,
+            self.token,
+            self.image,
+            offering.instance_type,
+            offering.zone,
+            offering.market.value,
+            hashlib.sha256(self.user_data).hexdigest(),
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

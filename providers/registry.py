@@ -12,6 +12,7 @@ from providers.keys import Keys
 # Beside it, `settings.KEYS` is the model of its keys, which can be imported without the cloud's SDK.
 _MODULES = {
     "aws": "providers.aws.provider",
+    "azure": "providers.azure.provider",
     "ibmcloud": "providers.ibmcloud.provider",
     "libvirt": "providers.libvirt.provider",
 }

@@ -21,7 +21,7 @@ from providers.aws.client import Ec2
 from providers.aws.metadata import WorkerMetadata
 from providers.aws.parameters import USER_DATA_LIMIT, Place, check_user_data, run_instances
 from providers.aws.settings import AwsKeys
-from providers.aws.tags import REQUEST, digest, filters_of, owner_in
+from providers.aws.tags import REQUEST, filters_of, owner_in
 from providers.base import (
     ApiClass,
     Instance,
@@ -197,7 +197,7 @@ class AwsProvider:
         """The instance that an earlier call of this very request made. Raises the refusal if there is none."""
         # Of a terminated instance EC2 soon drops the tags; that it was made with this token must do then.
         ended = refusal.reason == "IdempotentInstanceTerminated"
-        found = self._by_token(request.token, only="" if ended else digest(request))
+        found = self._by_token(request.token, only="" if ended else request.digest)
         if found:
             return found[0]
         if refusal.reason == "IdempotentParameterMismatch" and not self._by_token(request.token):

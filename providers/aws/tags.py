@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 from providers.aws.settings import TAG_PREFIX
@@ -17,24 +16,6 @@ _ATTEMPT = TAG_PREFIX + "attempt"
 REQUEST = TAG_PREFIX + "request"
 
 
-def digest(request: LaunchRequest) -> str:
-    """What tells one request from any other, whatever the configuration was when it was sent.
-
-    It covers user data that holds a private key, so nothing about it can be guessed from the digest.
-    """
-    offering = request.offering
-    parts = (
-        request.name,
-        request.token,
-        request.image,
-        offering.instance_type,
-        offering.zone,
-        offering.market.value,
-        hashlib.sha256(request.user_data).hexdigest(),
-    )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
 def tags_of(request: LaunchRequest, more: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     """All tags of what a launch makes, always in the same order."""
     owner = request.owner
@@ -46,7 +27,7 @@ def tags_of(request: LaunchRequest, more: Iterable[tuple[str, str]]) -> list[dic
         (_NAMESPACE, owner.pod_namespace),
         (_POD, owner.pod_name),
         (_ATTEMPT, str(owner.attempt)),
-        (REQUEST, digest(request)),
+        (REQUEST, request.digest),
         *more,
     )
     return [{"Key": key, "Value": value} for key, value in pairs]

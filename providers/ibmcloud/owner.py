@@ -94,17 +94,7 @@ def _scope(of: Owner | OwnerScope) -> str:
 
 
 def _digest(request: LaunchRequest) -> str:
-    """It covers user data that holds a private key, so nothing about it can be guessed from the digest."""
-    offering = request.offering
-    parts = (
-        request.name,
-        request.token,
-        request.image,
-        offering.instance_type,
-        offering.zone,
-        hashlib.sha256(request.user_data).hexdigest(),
-    )
-    return _base32(hashlib.sha256("\0".join(parts).encode()).digest())[:_REQUEST_CHARACTERS]
+    return _base32(bytes.fromhex(request.digest))[:_REQUEST_CHARACTERS]
 
 
 def _sandbox_id(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Pod VMs as Azure virtual machines."""

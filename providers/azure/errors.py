@@ -1,0 +1,207 @@
+"""ARM's error codes, and those of the way to it, as the contract's errors: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+)
+
+from providers.base import (
+    CapacityError,
+    DeniedError,
+    InvalidRequestError,
+    MissingError,
+    OfferingRefusedError,
+    ProviderError,
+    QuotaError,
+    Scope,
+    ThrottledError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+
+_LONGEST_QUOTE = 500
+# Karpenter's times for Azure: an allocation that failed is worth an hour's pause there, for it has other sizes to turn
+# to. Pods have few, so here it is shorter; a size that the subscription cannot have stays that way much longer.
+CAPACITY_SECONDS = 600.0
+NOT_OFFERED_SECONDS = 3600.0
+QUOTA_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """One row: what a code means. The sentence may name any value of the call (see `About`)."""
+
+    error: type[ProviderError]
+    sentence: str
+    reason: str = ""  # the code itself, unless given
+    scope: Scope = Scope.OFFERING
+    seconds: float = CAPACITY_SECONDS
+
+
+class About(dict[str, str]):
+    """The values a sentence may name; those that the call has not are shown as "(not set)"."""
+
+    def __missing__(self, key: str) -> str:
+        return "(not set)"
+
+
+_NONE_LEFT = Meaning(CapacityError, "Azure has no {type} left in zone {zone} of {region} ({market})")
+_NONE_IN_REGION = Meaning(CapacityError, "Azure has no {type} left in {region} ({market})", scope=Scope.TYPE)
+_NOT_OFFERED = Meaning(
+    CapacityError,
+    "Azure does not offer {type} ({market}) to this subscription in zone {zone} of {region} now",
+    seconds=NOT_OFFERED_SECONDS,
+)
+_QUOTA = Meaning(
+    QuotaError,
+    "a quota of the subscription does not allow another {type} ({market}); ask Azure to raise it",
+    reason="QuotaExceeded",
+    scope=Scope.TYPE,
+    seconds=QUOTA_SECONDS,
+)
+_ADDRESSES = Meaning(
+    QuotaError,
+    "the quota of public addresses is used up; ask Azure to raise it, or set USE_PUBLIC_IP=false",
+    scope=Scope.MARKET,
+    seconds=QUOTA_SECONDS,
+)
+_SUBNET_FULL = Meaning(
+    CapacityError, "the subnet AZURE_SUBNET_ID={subnet} has no free address left", scope=Scope.MARKET
+)
+_THROTTLED = Meaning(ThrottledError, "Azure takes fewer calls than it was sent", reason="Throttled")
+_CREDENTIALS = Meaning(
+    DeniedError,
+    "Azure does not accept the credentials (AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_TENANT_ID, or an identity)",
+    reason="AuthFailure",
+)
+_RIGHT = Meaning(DeniedError, "the credentials lack a right: {operation}", reason="AccessDenied")
+_POLICY = Meaning(DeniedError, "a policy of the subscription forbids it: {operation}")
+_SUBSCRIPTION = Meaning(DeniedError, "AZURE_SUBSCRIPTION_ID={subscription} cannot be used")
+_GROUP = Meaning(
+    InvalidRequestError,
+    "AZURE_RESOURCE_GROUP={resource_group} is no resource group of the subscription",
+    "GroupMissing",
+)
+_IMAGE = Meaning(InvalidRequestError, "AZURE_IMAGE_ID={image} is no image that can be used in {region}", "ImageMissing")
+_TYPE = Meaning(
+    InvalidRequestError,
+    "{type} (AZURE_INSTANCE_SIZE, AZURE_INSTANCE_SIZES) is no VM size in {region}",
+    "InstanceTypeUnknown",
+)
+_CHANGED = Meaning(InvalidRequestError, "the name {name} is in use already, for another VM", "NameTaken")
+_ASKED_WRONG = Meaning(InvalidRequestError, "Azure refuses {operation} as it was asked for")
+_MISSING = Meaning(MissingError, "there is no {instance} in {resource_group}", "InstanceMissing")
+
+TABLE: dict[str, Meaning] = {
+    "AllocationFailed": _NONE_IN_REGION,
+    "OverconstrainedAllocationRequest": _NONE_LEFT,
+    "ZonalAllocationFailed": _NONE_LEFT,
+    "OverconstrainedZonalAllocationRequest": _NONE_LEFT,
+    "SkuNotAvailable": _NOT_OFFERED,
+    "NotAvailableForSubscription": _NOT_OFFERED,
+    "LowPriorityQuotaExceeded": _QUOTA,
+    "QuotaExceeded": _QUOTA,
+    "OperationNotAllowed": _QUOTA,  # when it speaks of a quota; see `_meaning`
+    "ResourceQuotaExceeded": _QUOTA,
+    "PublicIPCountLimitReached": _ADDRESSES,
+    "SubnetIsFull": _SUBNET_FULL,
+    "SubnetWithInsufficientAddresses": _SUBNET_FULL,
+    "TooManyRequests": _THROTTLED,
+    "SubscriptionRequestsThrottled": _THROTTLED,
+    "OperationNotAllowedThrottled": _THROTTLED,
+    "InvalidAuthenticationToken": _CREDENTIALS,
+    "InvalidAuthenticationTokenTenant": _CREDENTIALS,
+    "ExpiredAuthenticationToken": _CREDENTIALS,
+    "AuthenticationFailed": _CREDENTIALS,
+    "AuthorizationFailed": _RIGHT,
+    "LinkedAuthorizationFailed": _RIGHT,
+    "RequestDisallowedByPolicy": _POLICY,
+    "SubscriptionNotFound": _SUBSCRIPTION,
+    "InvalidSubscriptionId": _SUBSCRIPTION,
+    "ReadOnlyDisabledSubscription": _SUBSCRIPTION,
+    "MissingSubscriptionRegistration": _SUBSCRIPTION,
+    "ResourceGroupNotFound": _GROUP,
+    "ResourceGroupBeingDeleted": _GROUP,
+    "ImageNotFound": _IMAGE,
+    "GalleryImageNotFound": _IMAGE,
+    "InvalidImageReference": _IMAGE,
+    "PlatformImageNotFound": _IMAGE,
+    "PropertyChangeNotAllowed": _CHANGED,
+    "ResourceNotFound": _MISSING,
+    "NotFound": _MISSING,
+}
+# For what comes without a code that says it.
+_STATUSES = {401: _CREDENTIALS, 403: _RIGHT, 404: _MISSING, 429: _THROTTLED}
+
+
+def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> ProviderError:
+    """The contract's error for a call that failed. `changes`: whether the call may have changed something.
+
+    A refusal (status 4xx, or a code of the table whatever its status) says that nothing was done. What is neither
+    leaves the outcome of a change unknown.
+    """
+    values = About(about)
+    if isinstance(error, HttpResponseError) and error.response is not None:
+        answered = _answered(error, changes=changes, values=values)
+        answered.request_id = request_id_of(error)
+        return answered
+    said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
+    if isinstance(error, ClientAuthenticationError):  # the credential's, before anything was sent
+        return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")
+    if isinstance(error, ServiceRequestError) or not changes:
+        return UnavailableError(
+            "Unreachable", f"{values['operation']} did not reach Azure, or was not answered ({said})"
+        )
+    return UnknownOutcomeError("NoAnswer", f"{values['operation']} was sent, and no answer came ({said})")
+
+
+def refusal_of(code: str, message: str, about: Mapping[str, str]) -> OfferingRefusedError | None:
+    """What a failed operation's code says of the offering; None when another one would do no better."""
+    meaning = _meaning(code, 0, message)
+    if meaning is None or not issubclass(meaning.error, OfferingRefusedError):
+        return None
+    sentence = f"{meaning.sentence.format_map(About(about))} (Azure: {code}, {message[:_LONGEST_QUOTE]})"
+    return meaning.error(meaning.reason or code, sentence, meaning.scope, meaning.seconds)
+
+
+def request_id_of(error: HttpResponseError) -> str:
+    """Azure's own name of a call that it refused."""
+    return "" if error.response is None else str(error.response.headers.get("x-ms-request-id", ""))
+
+
+def _answered(error: HttpResponseError, *, changes: bool, values: About) -> ProviderError:
+    status = error.status_code or 0
+    code = str(error.error.code) if error.error is not None and error.error.code else ""
+    message = str(error.error.message) if error.error is not None and error.error.message else str(error.message)
+    quoted = f"(Azure: {code or status}, {message[:_LONGEST_QUOTE]})"
+    meaning = _meaning(code, status, message)
+    if meaning is None:
+        kind = UnknownOutcomeError if changes else UnavailableError
+        return kind("ServerError", f"{values['operation']} failed inside Azure {quoted}")
+    reason, sentence = meaning.reason or code or "Refused", f"{meaning.sentence.format_map(values)} {quoted}"
+    if issubclass(meaning.error, OfferingRefusedError):
+        return meaning.error(reason, sentence, meaning.scope, meaning.seconds)
+    if meaning.error is ThrottledError:
+        return ThrottledError(reason, sentence, _retry_after(error))
+    return meaning.error(reason, sentence)
+
+
+def _meaning(code: str, status: int, message: str) -> Meaning | None:
+    """None for an answer that does not say whether anything was done."""
+    if status == 429:
+        return _THROTTLED
+    if code == "OperationNotAllowed" and "quota" not in message.lower():
+        return _ASKED_WRONG
+    return TABLE.get(code) or _STATUSES.get(status) or (_ASKED_WRONG if 400 <= status < 500 else None)
+
+
+def _retry_after(error: HttpResponseError) -> float | None:
+    told = "" if error.response is None else str(error.response.headers.get("Retry-After", ""))
+    return float(told) if told.isdigit() else None
