@@ -36,7 +36,7 @@ class Arm:
     def begin(
         self, group: str, operation: str, *arguments: Any, about: Mapping[str, str]
     ) -> tuple[dict[str, Any], int, str]:
-        """Ask for a change: the first answer's body, its status and Azure's name of the call. Waits for no operation."""
+        """Ask for a change: the first answer's body and status, and Azure's name of the call. Waits for nothing."""
         seen: list[Any] = []
         call = getattr(self._group("compute", group), f"begin_{operation}")
         try:
@@ -129,11 +129,8 @@ def _credential(keys: AzureKeys) -> Any:
     secret = keys.client_secret.get_secret_value()
     token_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE", "")
     if secret or token_file:
-        missing = [
-            key
-            for key, value in (("AZURE_CLIENT_ID", keys.client_id), ("AZURE_TENANT_ID", keys.tenant_id))
-            if not value
-        ]
+        needed = {"AZURE_CLIENT_ID": keys.client_id, "AZURE_TENANT_ID": keys.tenant_id}
+        missing = [key for key, value in needed.items() if not value]
         if missing:
             why = "AZURE_CLIENT_SECRET" if secret else "AZURE_FEDERATED_TOKEN_FILE"
             raise ConfigError([Problem(key, f"is required when {why} is set.") for key in missing])
@@ -149,6 +146,6 @@ def _credential(keys: AzureKeys) -> Any:
             return WorkloadIdentityCredential(
                 tenant_id=keys.tenant_id, client_id=keys.client_id, token_file_path=token_file, **more
             )
-        return ManagedIdentityCredential(**({"client_id": keys.client_id} if keys.client_id else {}))
+        return ManagedIdentityCredential(client_id=keys.client_id or None)
     except ValueError as error:
         raise ConfigError([Problem("AZURE_TENANT_ID", f"{keys.tenant_id!r} is not allowed: {error}")]) from error

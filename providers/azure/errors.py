@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from azure.core.exceptions import (
     AzureError,
@@ -25,52 +25,24 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
-
-_LONGEST_QUOTE = 500
-# Karpenter's times for Azure: an allocation that failed is worth an hour's pause there, for it has other sizes to turn
-# to. Pods have few, so here it is shorter; a size that the subscription cannot have stays that way much longer.
-CAPACITY_SECONDS = 600.0
-NOT_OFFERED_SECONDS = 3600.0
-QUOTA_SECONDS = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """One row: what a code means. The sentence may name any value of the call (see `About`)."""
-
-    error: type[ProviderError]
-    sentence: str
-    reason: str = ""  # the code itself, unless given
-    scope: Scope = Scope.OFFERING
-    seconds: float = CAPACITY_SECONDS
-
-
-class About(dict[str, str]):
-    """The values a sentence may name; those that the call has not are shown as "(not set)"."""
-
-    def __missing__(self, key: str) -> str:
-        return "(not set)"
-
+from providers.meanings import LONGEST_QUOTE, About, Meaning, error_of, refused
 
 _NONE_LEFT = Meaning(CapacityError, "Azure has no {type} left in zone {zone} of {region} ({market})")
 _NONE_IN_REGION = Meaning(CapacityError, "Azure has no {type} left in {region} ({market})", scope=Scope.TYPE)
 _NOT_OFFERED = Meaning(
     CapacityError,
     "Azure does not offer {type} ({market}) to this subscription in zone {zone} of {region} now",
-    seconds=NOT_OFFERED_SECONDS,
 )
 _QUOTA = Meaning(
     QuotaError,
     "a quota of the subscription does not allow another {type} ({market}); ask Azure to raise it",
     reason="QuotaExceeded",
     scope=Scope.TYPE,
-    seconds=QUOTA_SECONDS,
 )
 _ADDRESSES = Meaning(
     QuotaError,
     "the quota of public addresses is used up; ask Azure to raise it, or set USE_PUBLIC_IP=false",
     scope=Scope.MARKET,
-    seconds=QUOTA_SECONDS,
 )
 _SUBNET_FULL = Meaning(
     CapacityError, "the subnet AZURE_SUBNET_ID={subnet} has no free address left", scope=Scope.MARKET
@@ -152,7 +124,7 @@ def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> 
         answered = _answered(error, changes=changes, values=values)
         answered.request_id = request_id_of(error)
         return answered
-    said = f"{type(error).__name__}: {str(error)[:_LONGEST_QUOTE]}"
+    said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
     if isinstance(error, ClientAuthenticationError):  # the credential's, before anything was sent
         return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")
     if isinstance(error, ServiceRequestError) or not changes:
@@ -165,32 +137,28 @@ def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> 
 def refusal_of(code: str, message: str, about: Mapping[str, str]) -> OfferingRefusedError | None:
     """What a failed operation's code says of the offering; None when another one would do no better."""
     meaning = _meaning(code, 0, message)
-    if meaning is None or not issubclass(meaning.error, OfferingRefusedError):
+    if meaning is None:
         return None
-    sentence = f"{meaning.sentence.format_map(About(about))} (Azure: {code}, {message[:_LONGEST_QUOTE]})"
-    return meaning.error(meaning.reason or code, sentence, meaning.scope, meaning.seconds)
+    sentence = f"{meaning.sentence.format_map(About(about))} (Azure: {code}, {message[:LONGEST_QUOTE]})"
+    return refused(meaning, meaning.reason or code, sentence)
 
 
 def request_id_of(error: HttpResponseError) -> str:
     """Azure's own name of a call that it refused."""
-    return "" if error.response is None else str(error.response.headers.get("x-ms-request-id", ""))
+    return str(_headers(error).get("x-ms-request-id", ""))
 
 
 def _answered(error: HttpResponseError, *, changes: bool, values: About) -> ProviderError:
     status = error.status_code or 0
     code = str(error.error.code) if error.error is not None and error.error.code else ""
     message = str(error.error.message) if error.error is not None and error.error.message else str(error.message)
-    quoted = f"(Azure: {code or status}, {message[:_LONGEST_QUOTE]})"
+    quoted = f"(Azure: {code or status}, {message[:LONGEST_QUOTE]})"
     meaning = _meaning(code, status, message)
     if meaning is None:
         kind = UnknownOutcomeError if changes else UnavailableError
         return kind("ServerError", f"{values['operation']} failed inside Azure {quoted}")
     reason, sentence = meaning.reason or code or "Refused", f"{meaning.sentence.format_map(values)} {quoted}"
-    if issubclass(meaning.error, OfferingRefusedError):
-        return meaning.error(reason, sentence, meaning.scope, meaning.seconds)
-    if meaning.error is ThrottledError:
-        return ThrottledError(reason, sentence, _retry_after(error))
-    return meaning.error(reason, sentence)
+    return error_of(meaning, reason, sentence, _retry_after(error))
 
 
 def _meaning(code: str, status: int, message: str) -> Meaning | None:
@@ -203,5 +171,10 @@ def _meaning(code: str, status: int, message: str) -> Meaning | None:
 
 
 def _retry_after(error: HttpResponseError) -> float | None:
-    told = "" if error.response is None else str(error.response.headers.get("Retry-After", ""))
+    told = str(_headers(error).get("Retry-After", ""))
     return float(told) if told.isdigit() else None
+
+
+def _headers(error: HttpResponseError) -> Mapping[str, str]:
+    response: Any = error.response  # typed without what every transport's has
+    return {} if response is None else dict(response.headers)

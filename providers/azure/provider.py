@@ -61,7 +61,7 @@ OFFERINGS_SECONDS = 600.0
 TERMINATE_BATCH = 8
 # Azure takes RSA keys of 2048 bits and more.
 _KEY_BITS = 2048
-# An operation that failed with one of these has a VM that runs: the guest never said that it is ready, as pod VMs need not.
+# After these the VM runs: its guest never told Azure that it is ready, as a pod VM need not.
 _RUNS_ALL_THE_SAME = ("OSProvisioningTimedOut", "OSProvisioningClientError", "OSProvisioningInternalError")
 
 _STATES = {
@@ -139,14 +139,8 @@ class AzureProvider:
         self._catalog.check_quota(request.offering)
         body = virtual_machine(request, keys, self._catalog.image(request.image or keys.image_id), self._any_key())
         try:
-            vm, _, request_id = self._arm.begin(
-                "virtual_machines",
-                "create_or_update",
-                keys.resource_group,
-                request.name,
-                body,
-                about=self._about(request),
-            )
+            call = ("virtual_machines", "create_or_update", keys.resource_group, request.name, body)
+            vm, _, request_id = self._arm.begin(*call, about=self._about(request))
         except (InvalidRequestError, OfferingRefusedError):
             # Somebody's earlier PUT of the same name came through between the two calls.
             made = self._made_earlier(request)
@@ -211,7 +205,7 @@ class AzureProvider:
             raise MissingError("InstanceMissing", f"there is no VM {name} in the resource group {group}")
 
     def discard(self, request: LaunchRequest) -> None:
-        """By computed names, for what is not in a list may be there all the same. The VM first, which holds the others."""
+        """By computed names, for what no list shows may be there all the same. The VM first, which holds the others."""
         names, group = Names(request.name), self._keys.resource_group
         try:
             self._delete(names.vm)
@@ -256,10 +250,10 @@ class AzureProvider:
         except MissingError:
             return replace(instance, state=InstanceState.TERMINATING)
         statuses = view.get("statuses") or []
-        failed = next((one for one in statuses if str(one.get("code", "")).startswith("ProvisioningState/failed")), {})
-        code = str(failed.get("code", "")).rpartition("/")[2]
-        running = any(one.get("code") == "PowerState/running" for one in statuses)
-        if code in _RUNS_ALL_THE_SAME and running:
+        codes = {str(one.get("code", "")): str(one.get("message", "")) for one in statuses}
+        why = next((code for code in codes if code.startswith("ProvisioningState/failed")), "")
+        code = why.rpartition("/")[2]
+        if code in _RUNS_ALL_THE_SAME and "PowerState/running" in codes:
             return replace(instance, state=InstanceState.RUNNING)
         about = {
             "type": instance.instance_type,
@@ -268,7 +262,7 @@ class AzureProvider:
             "market": "spot" if vm.get("properties", {}).get("priority") == "Spot" else "on-demand",
             "subnet": self._keys.subnet_id,
         }
-        return replace(instance, refusal=refusal_of(code, str(failed.get("message", "")), about))
+        return replace(instance, refusal=refusal_of(code, codes.get(why, ""), about))
 
     def _about(self, request: LaunchRequest) -> dict[str, str]:
         """What a refusal may name."""

@@ -16,7 +16,11 @@ from typing import Any, Protocol
 from tests.clouds.faultproxy import FaultProxy
 
 # Each with the class that emulates it.
-CLOUDS = {"aws": "tests.faults.aws:EmulatedAws", "ibmcloud": "tests.faults.ibm:EmulatedIbm"}
+CLOUDS = {
+    "aws": "tests.faults.aws:EmulatedAws",
+    "azure": "tests.faults.azure:EmulatedAzure",
+    "ibmcloud": "tests.faults.ibm:EmulatedIbm",
+}
 
 
 @dataclass(frozen=True)

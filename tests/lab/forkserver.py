@@ -43,6 +43,7 @@ _PRELOADED = (
     "caa.service",
     "imagebuilder.publish.aws",
     "providers.aws.provider",
+    "providers.azure.provider",
     "providers.ibmcloud.provider",
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",

@@ -13,8 +13,7 @@ import threading
 import time
 import traceback
 import uuid
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from tests.clouds.ibm.api import Answer, Api, first_values
@@ -23,6 +22,7 @@ from tests.clouds.ibm.errors import ApiError
 from tests.clouds.ibm.names import name_of
 from tests.clouds.ibm.objectstorage import PREFIX, unchunked
 from tests.clouds.process import end_with_parent
+from tests.clouds.serving import Server
 
 CONTROL_PREFIX = "/_control/"
 # How often a caller that waits for guests has a look, and how long it may wait in one call.
@@ -124,72 +124,6 @@ def _json(result: Any) -> bytes:
     return b"" if result is None else json.dumps(result).encode()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Connections stay open, as SDKs like them."""
-
-    protocol_version = "HTTP/1.1"
-    # Head and body go in two writes; without this the second waits for the first one's acknowledgement.
-    disable_nagle_algorithm = True
-    timeout = 120
-    answer: ClassVar[Any]
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except OSError:  # the client is gone
-            self.close_connection = True
-
-    def _handle(self) -> None:
-        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
-        body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers = {key.lower(): value for key, value in self.headers.items()}
-        status, answered, result = type(self).answer(self.command, self.path, headers, body)
-        self.send_response(status)
-        for key, value in answered.items():
-            self.send_header(key, value)
-        if status != 204:
-            self.send_header("Content-Length", str(len(result)))
-        self.end_headers()
-        if status != 204 and self.command != "HEAD":
-            self.wfile.write(result)
-
-    def _chunks(self) -> bytes:
-        """A body that comes in pieces (RFC 9112, 7.1)."""
-        parts = []
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass  # trailers
-        return b"".join(parts)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        """A test that fails wants the tracebacks only."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, answer: Any, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), type("_Handler", (Handler,), {"answer": staticmethod(answer)}))
-        self._tls = tls
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the connection's own thread, so that a slow handshake is in nobody's way."""
-        if self._tls is not None:
-            request.settimeout(Handler.timeout)
-            try:
-                request = self._tls.wrap_socket(request, server_side=True)
-            except OSError:
-                return
-        super().finish_request(request, client_address)
-        if self._tls is not None:
-            request.close()
-
-
 def main() -> None:
     """Serve until the parent is gone."""
     parser = argparse.ArgumentParser()
@@ -200,7 +134,7 @@ def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(arguments.pair)
     emulator = Emulator(arguments.region)
-    cloud, control = _Server(emulator.answer_cloud, context), _Server(emulator.answer_control)
+    cloud, control = Server(emulator.answer_cloud, context), Server(emulator.answer_control)
     emulator.api.region.base = f"https://localhost:{cloud.server_port}/v1"
     end_with_parent()
     threading.Thread(target=control.serve_forever, daemon=True).start()

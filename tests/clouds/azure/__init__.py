@@ -1,0 +1,1 @@
+"""The part of Azure that pod VMs need."""
