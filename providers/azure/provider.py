@@ -185,14 +185,19 @@ class AzureProvider:
         return vm
 
     def terminate(self, instance_ids: Sequence[str]) -> Mapping[str, ProviderError]:
-        """One DELETE each; disk, interface and address go with the VM."""
+        """One DELETE each; disk, interface and address go with the VM.
+
+        Only lists lag: what ARM accepted it knows by its id. A VM that it does not know is gone, and that is success.
+        """
         failed: dict[str, ProviderError] = {}
         for instance_id in instance_ids:
             try:
                 self._delete(name_in(instance_id))
+            except MissingError:
+                continue
             except ThrottledError as error:
                 # The others would be refused as well, and asking makes the penalty longer.
-                return failed | {one: error for one in instance_ids if one not in failed and one >= instance_id}
+                return failed | dict.fromkeys(instance_ids[instance_ids.index(instance_id) :], error)
             except ProviderError as error:
                 failed[instance_id] = error
         return failed
