@@ -102,6 +102,7 @@ class Lifecycle:
                 raise ConflictError(_cannot_start(sandbox))
             refusal = self._node.image_refusal()
             if refusal is not None and sandbox.state is SandboxState.CREATED:
+                await self._node.record(sandbox_id, refusal.reason, str(refusal))
                 raise refusal
             flight = self._take_off(sandbox_id)
         flight.callers += 1

@@ -14,6 +14,7 @@ from caa.clock import Clock
 from caa.cloud import Cloud
 from caa.errors import CallError
 from caa.guestconfig import TlsProfile
+from caa.kubernetes.port import NoReports, PodReports
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
@@ -67,6 +68,8 @@ class Node:
     """The image that was built here and is in use; "" where the configuration names images."""
     image_refusal: Callable[[], CallError | None] = lambda: None
     """Why no sandbox can start for want of a pod VM image, if that is so."""
+    reports: PodReports = field(default_factory=NoReports)
+    """Who tells the owners of pods what is recorded here."""
 
     @property
     def proxy_timeout(self) -> float:
@@ -111,7 +114,7 @@ class Node:
         """
         result = await self.ledger_threads.run(call, *args, **kwargs)
         if isinstance(event := kwargs.get("event"), Event):
-            _say(event)
+            self._say(event)
         return result
 
     def event(
@@ -138,10 +141,10 @@ class Node:
         """Write an event of now."""
         event = self.event(sandbox_id, kind, message, attempt=attempt, **data)
         await self.db(self.ledger.add_event, event)
-        _say(event)
+        self._say(event)
 
-
-def _say(event: Event) -> None:
-    """What the trail holds now, the log says too."""
-    with about(event.sandbox_id):
-        log.info("%s: %s", event.kind, event.message)
+    def _say(self, event: Event) -> None:
+        """What the trail holds now, the log says too, and the pod's owner may know."""
+        with about(event.sandbox_id):
+            log.info("%s: %s", event.kind, event.message)
+        self.reports.changed(event.sandbox_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import gc
 import logging
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caa import configuring
 from caa.agentproxy.control import ProxyControl
@@ -51,6 +53,9 @@ from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
 from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
+
+if TYPE_CHECKING:
+    from caa.kubernetes.reports import KubernetesReports
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +128,10 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings, metadata)
         stack.push_async_callback(tunnels.close)
         node = _node(current, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
+        reports = _reports(node) if settings.kubernetes else None
+        if reports is not None:
+            stack.push_async_callback(reports.close)
+            node = dataclasses.replace(node, reports=reports)
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -146,7 +155,8 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         gc.freeze()
         health.waiting_for.clear()
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
-        for endless in (reconciler.run(), reload.run(), images.run(reload.take_over)):
+        loops = [reconciler.run(), reload.run(), images.run(reload.take_over)]
+        for endless in [*loops, reports.run()] if reports else loops:
             stack.callback(asyncio.create_task(endless).cancel)
         await _told_to_stop()
         health.waiting_for.append("the service is stopping")
@@ -252,6 +262,25 @@ def _node(
         prices=prices,
         built_image=images.built,
         image_refusal=images.refusal,
+    )
+
+
+def _reports(node: Node) -> KubernetesReports:
+    """What tells Kubernetes. Raises ConfigError."""
+    try:
+        from caa.kubernetes.api import KubernetesApi
+        from caa.kubernetes.reports import KubernetesReports
+    except ImportError as error:
+        text = f"'true' is not allowed: {error.name} is not installed, which the extra `kubernetes` brings"
+        raise ConfigError([Problem("CAA_KUBERNETES", text)]) from error
+    return KubernetesReports(
+        KubernetesApi(),
+        node.ledger,
+        node.ledger_threads,
+        node.scope,
+        node.cloud.name,
+        lambda: node.limit,
+        node.clock,
     )
 
 

@@ -17,6 +17,7 @@ from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
 from caa.imagekeys import ImageKeys
+from caa.kubernetes.keys import KubernetesKeys
 from caa.metadata.keys import MetadataKeys, metadata_problems
 from caa.podnetwork.worker import TunnelSettings
 from caa.settingtypes import (
@@ -37,7 +38,7 @@ _LEDGER_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
-class Settings(ImageKeys, MetadataKeys):
+class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
     """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
 
     secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "INITDATA"})

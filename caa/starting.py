@@ -114,6 +114,7 @@ class Starting:
                 "it to a pod VM",
                 reason="VolumesUnsupported",
             )
+        await node.reports.before_launch(sandbox)
         refusals: dict[Offering, Refused] = {}
         while True:
             attempt, instance = await self._launch_best(sandbox, refusals)

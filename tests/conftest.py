@@ -23,7 +23,7 @@ HOST = Path(__file__).parent / "lab" / "host.sh"
 # tests of each go one after the other, both beside each other, and all else wherever there is room.
 LANES = {
     "machine": ("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
-    "cloud": ("clouds/", "faults/", "lab/"),
+    "cloud": ("clouds/", "faults/", "kube/", "lab/"),
 }
 
 

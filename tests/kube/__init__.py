@@ -1,0 +1,1 @@
+"""Against a stand-in of the Kubernetes API server."""

@@ -1,0 +1,151 @@
+"""What the real service tells an API server, of pods whose VMs run on an emulated EC2."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from caa.kubernetes.objects import FINALIZER
+from tests.clouds.aws.account import Account
+from tests.clouds.faultproxy import FaultProxy
+from tests.clouds.podworld import NODE, TYPE, alive, launches
+from tests.kube.apiserver import KubeApiServer, eventually
+from tests.lab.service import ServiceProcess, new_id
+
+RESOURCE = "kata.peerpods.io/vm"
+STARTED = ["OfferingChosen", "Launching", "PodVMRunning"]
+# What the shipped role has to allow, and the module `caa.kubernetes.api` says.
+RIGHTS = {
+    ("get", "pods"),
+    ("create", "events"),
+    ("create", "peerpods"),
+    ("list", "peerpods"),
+    ("patch", "peerpods"),
+    ("delete", "peerpods"),
+    ("get", "nodes"),
+    ("patch", "nodes/status"),
+}
+
+
+def started(service: ServiceProcess, pod: str) -> str:
+    sandbox_id = new_id()
+    service.create(sandbox_id, pod)
+    service.start_sandbox(sandbox_id)
+    return sandbox_id
+
+
+def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_asked(
+    account: Account, proxy: FaultProxy, kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    uid = kube.add_pod("web")
+    sandbox_id = started(service, "web")
+    (launch,) = launches(account, proxy)
+    (written,) = [call for call in kube.do("called") if (call["verb"], call["resource"]) == ("create", "peerpods")]
+    assert written["at"] < launch.at
+    eventually(lambda: kube.reasons("web"), lambda seen: seen == STARTED)
+    (instance,) = alive(account)
+    (peer_pod,) = eventually(kube.peer_pods, lambda seen: bool(seen[0]["spec"]["instanceID"]))
+    assert peer_pod["spec"] == {"cloudProvider": "aws", "instanceID": instance}
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": uid, "controller": True}
+    assert peer_pod["metadata"]["ownerReferences"] == [owner]
+    assert peer_pod["metadata"]["finalizers"] == [FINALIZER]
+    first = kube.events("web")[0]
+    assert (first["involvedObject"]["uid"], first["type"]) == (uid, "Normal")
+    assert TYPE in first["message"]
+    # The Pod goes: its PeerPod stays until nothing of the VM is left.
+    kube.do("remove", resource="pods", namespace="default", name="web")
+    assert kube.peer_pods()[0]["metadata"]["deletionTimestamp"]
+    service.stop_sandbox(sandbox_id)
+    eventually(kube.peer_pods, lambda seen: not seen)
+    assert not alive(account)
+    calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
+    assert calls == RIGHTS
+
+
+def test_a_fallback_says_why_and_a_failure_says_what_the_start_was_told(
+    account: Account, proxy: FaultProxy, kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    first, second, third = account.seed.zones
+    account.emulator.capacity({"zone": first})
+    kube.add_pod("lucky")
+    started(service, "lucky")
+    eventually(lambda: kube.reasons("lucky"), lambda seen: seen[-1:] == ["PodVMRunning"])
+    assert kube.reasons("lucky") == ["OfferingChosen", "OfferingRefused", "FallbackOffering", *STARTED[1:]]
+    refused, fallback = kube.events("lucky")[1:3]
+    assert (refused["type"], fallback["type"]) == ("Warning", "Normal")
+    assert second in fallback["message"]
+    assert refused["message"] in fallback["message"]
+
+    account.emulator.capacity({"zone": second}, {"zone": third})
+    kube.add_pod("unlucky")
+    sandbox_id = new_id()
+    service.create(sandbox_id, "unlucky")
+    problem = service.begin_start(sandbox_id).json()
+    eventually(lambda: kube.reasons("unlucky"), lambda seen: seen[-1:] == [problem["reason"]])
+    last = kube.events("unlucky")[-1]
+    assert (last["reason"], last["type"]) == ("NoCapacity", "Warning")
+    assert last["message"] == problem["detail"][:1024]
+    eventually(kube.peer_pods, lambda seen: len(seen) == 1)  # that of the other
+
+
+def test_sandboxes_go_on_while_the_api_server_is_down_and_it_catches_up_even_after_a_crash(
+    account: Account, proxy: FaultProxy, kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    kube.add_pod("before")
+    before = started(service, "before")
+    eventually(kube.peer_pods, lambda seen: bool(seen) and bool(seen[0]["spec"]["instanceID"]))
+    kube.do("set_down", down=True)
+    kube.add_pod("during")
+    started(service, "during")
+    service.stop_sandbox(before)
+    service.wait_for_state(before, {"stopped"}, 30)
+    service.kill()
+    kube.do("set_down", down=False)
+    service.start()
+    service.wait_ready()
+    eventually(lambda: kube.reasons("during"), lambda seen: seen == STARTED)
+    # The one that ended unheard is released, and the other one's is written.
+    (peer_pod,) = eventually(
+        kube.peer_pods, lambda seen: [one["metadata"]["ownerReferences"][0]["name"] for one in seen] == ["during"]
+    )
+    assert peer_pod["spec"]["instanceID"] in alive(account)
+    assert kube.reasons("before") == STARTED
+
+
+def test_an_answer_that_passes_is_tried_again_and_nothing_is_told_twice(
+    kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    for code in (401, 409, 429, 500, 503):
+        pod = f"pod-{code}"
+        kube.add_pod(pod)
+        kube.do("refuse", code=code, resource="peerpods", times=1)
+        # A Pod's event that is there already answers 409 too.
+        kube.do("refuse", code=code, resource="events", times=0 if code == 409 else 1)
+        sandbox_id = started(service, pod)
+        eventually(partial(kube.reasons, pod), lambda seen: seen == STARTED)
+        service.stop_sandbox(sandbox_id)
+        eventually(kube.peer_pods, lambda seen: not seen)
+        assert kube.reasons(pod) == STARTED
+
+
+def test_without_the_definition_of_peer_pods_and_without_rights_pods_still_start(
+    kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    kube.do("without", kind="peerpods")
+    kube.do("refuse", code=403, resource="events", times=1)
+    kube.add_pod("web")
+    started(service, "web")
+    eventually(lambda: kube.reasons("web"), lambda seen: seen[-1:] == ["PodVMRunning"])
+    assert kube.reasons("web") == STARTED[1:]
+    log = service.log_file.read_text()
+    assert log.count("is the definition of PeerPod installed?") == 1
+    assert log.count("the API server refuses events") == 1
+
+
+def test_the_node_s_resource_is_repaired_and_leaves_the_others_alone(
+    kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    eventually(lambda: kube.capacity(NODE), lambda seen: seen.get(RESOURCE) == "7")
+    assert kube.capacity(NODE) == {"cpu": "8", "memory": "32Gi", RESOURCE: "7"}
+    kube.do("set_status", resource="nodes", namespace="", name=NODE, status={"capacity": {"cpu": "9"}})
+    eventually(lambda: kube.capacity(NODE), lambda seen: RESOURCE in seen)
+    assert kube.capacity(NODE) == {"cpu": "9", RESOURCE: "7"}
