@@ -35,9 +35,11 @@ from providers.base import (
     Problem,
     Provider,
     ProviderError,
+    Rate,
     ThrottledError,
     UnknownOutcomeError,
 )
+from providers.base import UnavailableError as CloudUnavailableError
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -61,6 +63,21 @@ class _Waiter:
     """Until an instance was listed once, its absence says nothing: lists lag behind launches."""
 
 
+@dataclass(frozen=True, slots=True)
+class ApiCall:
+    """A call that is over."""
+
+    api: ApiClass
+    outcome: str  # "ok", "throttled", "refused", "unavailable", "unknown", "broken"
+    seconds: float
+
+
+_OUTCOMES: Mapping[type[ProviderError], str] = {
+    CloudUnavailableError: "unavailable",
+    UnknownOutcomeError: "unknown",
+}
+
+
 class Cloud:
     """One cloud account, for one node."""
 
@@ -76,6 +93,8 @@ class Cloud:
         self._waiters: list[_Waiter] = []
         self._watching: asyncio.Task[None] | None = None
         self._root = self
+        self.watcher: Callable[[ApiCall], None] = lambda _: None
+        """Told of every call when it is over: metrics. Must not raise."""
 
     @contextlib.contextmanager
     def unchanging(self) -> Iterator[Cloud]:
@@ -114,6 +133,16 @@ class Cloud:
     def account(self) -> str:
         """Whose limits, quotas and capacity these are."""
         return self._provider.account
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the cloud may not list an instance that it just made."""
+        return self._provider.lag
+
+    @property
+    def limits(self) -> Mapping[ApiClass, Rate]:
+        """What the cloud takes of each class of calls."""
+        return self._provider.limits
 
     @property
     def name(self) -> str:
@@ -230,11 +259,21 @@ class Cloud:
         return failed
 
     async def _heeding(self, api: ApiClass, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        begun, outcome = self._clock.monotonic(), "ok"
         try:
             return await self._threads.run(call, *args, **kwargs)
         except ThrottledError as error:
+            outcome = "throttled"
             await self._limiter.refused(api, error.retry_after)
             raise
+        except ProviderError as error:
+            outcome = _OUTCOMES.get(type(error), "refused")
+            raise
+        except BaseException:
+            outcome = "broken"
+            raise
+        finally:
+            self._root.watcher(ApiCall(api, outcome, self._clock.monotonic() - begun))
 
     def _check_lag(self, given_up_at: datetime | None, why: object) -> None:
         if given_up_at is None:

@@ -32,6 +32,8 @@ class Ending:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._said: dict[tuple[str, int], str] = {}
+        """By sandbox and attempt: why its instance could not be ended the last time, so that it is told once."""
 
     @property
     def cleaning_here(self) -> frozenset[str]:
@@ -57,7 +59,9 @@ class Ending:
                 failure_reason=reason,
                 failure=message,
             )
-            event = node.event(sandbox_id, reason or "StopRequested", message or "the sandbox is to stop")
+            event = node.event(
+                sandbox_id, reason or "StopRequested", message or "the sandbox is to stop", state="stopping"
+            )
             try:
                 return await node.db(node.ledger.save_sandbox, ending, event=event)
             except StaleWriteError:
@@ -132,25 +136,49 @@ class Ending:
         await node.tunnels.teardown(sandbox)
         final = SandboxState.FAILED if sandbox.failure_reason else SandboxState.STOPPED
         ended = dataclasses.replace(sandbox, state=final, changed_at=node.clock.now())
-        event = node.event(sandbox_id, "Ended", f"nothing of the sandbox is left; it {final}")
+        event = node.event(sandbox_id, "Ended", f"nothing of the sandbox is left; it {final}", state=final.value)
         await node.db(node.ledger.save_sandbox, ended, event=event)
+
+    async def _say_not_ended(self, sandbox: Sandbox, attempt: Attempt, error: ProviderError, seconds: float) -> None:
+        """An end that is tried again and again is told when its reason is a new one."""
+        key = (sandbox.id, attempt.number)
+        if self._said.get(key) == error.reason:
+            return
+        self._said[key] = error.reason
+        await self._node.record(
+            sandbox.id,
+            "TerminateFailed",
+            f"{attempt.name} is not ended yet, and it is tried again: {error}",
+            attempt=attempt.number,
+            instance=attempt.instance_id,
+            outcome="repeated",
+            reason=error.reason,
+            request_id=error.request_id,
+            seconds=round(seconds, 3),
+        )
 
     async def end_attempt(self, sandbox: Sandbox, attempt: Attempt, given_up_at: datetime) -> None:
         """Ask for the end of whatever the attempt made, and record it. Raises what `Cloud.terminate` raises."""
         node = self._node
         begun = node.clock.monotonic()
-        if attempt.instance_id:
-            await node.cloud.terminate(attempt.instance_id, given_up_at)
-            message = f"instance {attempt.name} was terminated"
-        else:
-            await node.cloud.discard(launch_request(sandbox, attempt), given_up_at)
-            message = f"whatever the launch of {attempt.name} made was removed"
+        try:
+            if attempt.instance_id:
+                await node.cloud.terminate(attempt.instance_id, given_up_at)
+                message = f"instance {attempt.name} was terminated"
+            else:
+                await node.cloud.discard(launch_request(sandbox, attempt), given_up_at)
+                message = f"whatever the launch of {attempt.name} made was removed"
+        except ProviderError as error:
+            await self._say_not_ended(sandbox, attempt, error, node.clock.monotonic() - begun)
+            raise
+        self._said.pop((sandbox.id, attempt.number), None)
         event = node.event(
             sandbox.id,
             "InstanceTerminated",
             message,
             attempt=attempt.number,
             instance=attempt.instance_id,
+            outcome="ended",
             seconds=round(node.clock.monotonic() - begun, 3),
         )
         ended = dataclasses.replace(attempt, state=AttemptState.ENDED)

@@ -240,7 +240,9 @@ class Lifecycle:
 
     async def _add(self, sandbox: Sandbox) -> Sandbox:
         try:
-            return await self._node.db(self._node.ledger.add_sandbox, sandbox)
+            pod = f"{sandbox.pod_namespace}/{sandbox.pod_name}"
+            event = self._node.event(sandbox.id, "Created", f"the sandbox of pod {pod} was recorded", state="created")
+            return await self._node.db(self._node.ledger.add_sandbox, sandbox, event=event)
         except SandboxExists as error:
             existing = error.existing
         if existing.state in FINAL_STATES or existing.state is SandboxState.STOPPING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -37,6 +37,10 @@ class Limiter:
         self._limits = limits
         # In the order of their coming; only the first of them asks the ledger, however many wait.
         self._queues = {api: asyncio.Lock() for api in ApiClass}
+        self.waiting = dict.fromkeys(ApiClass, 0)
+        """How many calls of each class wait for their turn."""
+        self.watcher: Callable[[ApiClass, float], None] = lambda _, __: None
+        """Told how many seconds a call waited for its turn: metrics. Must not raise."""
 
     async def turn(self, api: ApiClass, *, queued: bool = True) -> None:
         """Wait until one call of this class may be made. Raises UnavailableError when the ledger cannot be used.
@@ -46,15 +50,24 @@ class Limiter:
         rate = self._limits.get(api)
         if rate is None:
             return
-        async with self._queues[api] if queued else contextlib.nullcontext():
-            while wait := await self._threads.run(self._buckets.take_token, self._name(api), rate, self._clock.now()):
-                await self._clock.sleep(min(wait, LONGEST_SLEEP))
+        begun = self._clock.monotonic()
+        self.waiting[api] += 1
+        try:
+            async with self._queues[api] if queued else contextlib.nullcontext():
+                while wait := await self._threads.run(
+                    self._buckets.take_token, self.name(api), rate, self._clock.now()
+                ):
+                    await self._clock.sleep(min(wait, LONGEST_SLEEP))
+        finally:
+            self.waiting[api] -= 1
+        self.watcher(api, self._clock.monotonic() - begun)
 
     async def refused(self, api: ApiClass, retry_after: float | None) -> None:
         """The cloud said "too many": everybody waits, on every node."""
         rate = self._limits.get(api)
         if rate is not None:
-            await self._threads.run(self._buckets.call_refused, self._name(api), rate, self._clock.now(), retry_after)
+            await self._threads.run(self._buckets.call_refused, self.name(api), rate, self._clock.now(), retry_after)
 
-    def _name(self, api: ApiClass) -> str:
+    def name(self, api: ApiClass) -> str:
+        """Of the bucket of these calls."""
         return f"{self._account} {api}"

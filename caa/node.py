@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from caa.agentproxy.control import ProxyControl
+from caa.callers import caller
 from caa.clock import Clock
 from caa.cloud import Cloud
 from caa.errors import CallError
@@ -70,6 +71,8 @@ class Node:
     """Why no sandbox can start for want of a pod VM image, if that is so."""
     reports: PodReports = field(default_factory=NoReports)
     """Who tells the owners of pods what is recorded here."""
+    watchers: list[Callable[[Event], None]] = field(default_factory=list)
+    """Told of every event once it is on disk: metrics and traces. They must not raise."""
 
     @property
     def proxy_timeout(self) -> float:
@@ -126,8 +129,9 @@ class Node:
         attempt: int | None = None,
         **data: str | int | float | bool,
     ) -> Event:
-        """An event of now."""
-        return Event(sandbox_id, self.clock.now(), kind, message, attempt, data)
+        """An event of now, with who asked. A `sandbox_id` of "" is this node; what is "" in `data` is left out."""
+        told = {name: value for name, value in data.items() if value != ""} | {"by": caller()}
+        return Event(sandbox_id, self.clock.now(), kind, message, attempt, told, self.scope.cluster, self.scope.node)
 
     async def record(
         self,
@@ -147,4 +151,7 @@ class Node:
         """What the trail holds now, the log says too, and the pod's owner may know."""
         with about(event.sandbox_id):
             log.info("%s: %s", event.kind, event.message)
-        self.reports.changed(event.sandbox_id)
+        if event.sandbox_id:
+            self.reports.changed(event.sandbox_id)
+        for watcher in self.watchers:
+            watcher(event)

@@ -7,7 +7,7 @@ sees has its row already, for rows are committed before the cloud is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -142,7 +142,9 @@ def observe(world: World, memory: Memory) -> Memory:
     wanted = {a.instance_id for a in world.attempts if a.unsettled and a.instance_id}
     return Memory(
         missing={i: memory.missing.get(i, world.now) for i in wanted - listed},
-        unowned={i.id: memory.unowned.get(i.id, world.now) for i in _unowned(world)},
+        unowned={
+            i.id: memory.unowned.get(i.id, world.now) for i in unowned(world.sandboxes, world.attempts, world.instances)
+        },
         said_stuck=memory.said_stuck,
     )
 
@@ -166,7 +168,7 @@ def plan(world: World, memory: Memory, graces: Graces) -> list[Action]:
         )
         if action:
             actions.append(action)
-    for instance in _unowned(world):
+    for instance in unowned(world.sandboxes, world.attempts, world.instances or ()):
         seen = memory.unowned.get(instance.id, world.now)
         since = min(seen, instance.created_at or world.now)
         # Seen twice: its sandbox may have ended between the list and the reading of the ledger.
@@ -279,16 +281,16 @@ def _superseded(world: World) -> dict[str, Action]:
     return actions
 
 
-def _unowned(world: World) -> list[Instance]:
+def unowned(
+    sandboxes: Iterable[Sandbox], attempts: Collection[Attempt], instances: Iterable[Instance]
+) -> list[Instance]:
     """Instances of this node that no live sandbox accounts for."""
-    if world.instances is None:
-        return []
-    live = {s.id for s in world.sandboxes if s.state in LIVE_STATES}
-    known = {a.instance_id for a in world.attempts if a.unsettled and a.instance_id}
-    intended = {a.name for a in world.attempts if a.unsettled and not a.instance_id}
+    live = {s.id for s in sandboxes if s.state in LIVE_STATES}
+    known = {a.instance_id for a in attempts if a.unsettled and a.instance_id}
+    intended = {a.name for a in attempts if a.unsettled and not a.instance_id}
     return [
         instance
-        for instance in world.instances
+        for instance in instances
         if instance.state is not InstanceState.TERMINATING
         and not (
             instance.owner is not None

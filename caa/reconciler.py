@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
@@ -34,7 +35,7 @@ from caa.reconcile import (
 from caa.sandbox import SandboxState
 from caa.starting import open_agent_socket, pod_volumes
 from caa.ttrpc.frames import StatusError
-from providers.base import Instance, ProviderError
+from providers.base import Instance, InstanceState, ProviderError
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,15 @@ class Reconciler:
         *,
         revive_proxy: Callable[[], Awaitable[None]],
         graces: Graces | None = None,
+        watcher: Callable[[World], None] = lambda _: None,
     ) -> None:
+        """`watcher` is told what each round saw: audits. It must not raise."""
         self._node = node
         self._lifecycle = lifecycle
         self._ending = ending
         self._revive_proxy = revive_proxy
         self._graces = graces or Graces()
+        self._watcher = watcher
         self._memory = Memory()
         self._service_started: datetime = node.clock.now()
         self._tunnels_here: set[str] = set()
@@ -85,10 +89,26 @@ class Reconciler:
     async def round(self) -> None:
         """Look once, plan, act."""
         world = await self._look()
+        self._watcher(world)
         self._memory = observe(world, self._memory)
         actions = plan(world, self._memory, self._graces)
         self._memory = said(actions, world, self._memory)
         await asyncio.gather(*(self._act(action) for action in actions))
+        await self._note_public_addresses(world)
+
+    async def _note_public_addresses(self, world: World) -> None:
+        """Record those with which an instance is first seen, for audits: launches are answered before there are any."""
+        node = self._node
+        running = {sandbox.id for sandbox in world.sandboxes if sandbox.state is SandboxState.RUNNING}
+        listed = {i.id: i for i in world.instances or () if i.state is InstanceState.RUNNING}
+        for attempt in world.attempts:
+            instance, launched = listed.get(attempt.instance_id), attempt.launched
+            if instance is None or launched is None or launched.public_addresses is not None:
+                continue
+            if attempt.unsettled and attempt.sandbox_id in running:
+                noted = dataclasses.replace(launched, public_addresses=instance.public_addresses)
+                with contextlib.suppress(StaleWriteError):  # it ends just now
+                    await node.db(node.ledger.save_attempt, dataclasses.replace(attempt, launched=noted))
 
     async def _look(self) -> World:
         node = self._node
@@ -144,13 +164,10 @@ class Reconciler:
                     await self._node.record(sandbox_id, "Stuck", message)
                 case TerminateOrphan(instance_id, name, sandbox_id):
                     log.warning("instance %s (%s) belongs to no sandbox and is terminated", name, instance_id)
-                    if sandbox_id:
-                        await self._node.record(
-                            sandbox_id,
-                            "OrphanTerminated",
-                            f"instance {name} belonged to no sandbox",
-                            instance=instance_id,
-                        )
+                    # Without a sandbox's id in its tags it is an event of the node.
+                    await self._node.record(
+                        sandbox_id, "OrphanTerminated", f"instance {name} belonged to no sandbox", instance=instance_id
+                    )
                     await self._node.cloud.terminate(instance_id)
         except StaleWriteError:
             pass  # somebody else moved the sandbox on; the next round looks again

@@ -110,7 +110,7 @@ class Reload:
         try:
             merged = await asyncio.to_thread(self._sources.read)
         except ConfigError as error:
-            self._refuse((), error.problems, RETRY_SECONDS)
+            await self._refuse((), error.problems, RETRY_SECONDS)
             return
         await self._consider(merged)
 
@@ -139,15 +139,17 @@ class Reload:
             if changed:
                 await self._take_over(effective)
         except ConfigError as error:
-            self._refuse((*changed, *waiting), error.problems, RETRY_SECONDS)
+            await self._refuse((*changed, *waiting), error.problems, RETRY_SECONDS)
         except (ProviderError, UnavailableError) as error:
-            self._refuse((*changed, *waiting), [Problem("", f"it cannot be checked now: {error}")], BUSY_SECONDS)
+            problem = Problem("", f"it cannot be checked now: {error}")
+            await self._refuse((*changed, *waiting), [problem], BUSY_SECONDS)
         else:
             if changed:
                 self._status = replace(
                     self._status, generation=self._status.generation + 1, since=self._node.clock.now()
                 )
                 log.info("configuration %d applies from now on: %s", self._status.generation, _changes(changed))
+                await self._record("ConfigurationApplied", _changes(changed), changed)
             self._accept(waiting)
 
     async def _take_over(self, effective: Mapping[str, str]) -> None:
@@ -169,15 +171,24 @@ class Reload:
             log.warning("changed keys that apply only after a restart of the service: %s", ", ".join(waiting))
         self._status = replace(self._status, restart_needed=tuple(waiting), refused=None)
 
-    def _refuse(self, keys: tuple[str, ...], problems: Iterable[Problem], again_after: float) -> None:
+    async def _refuse(self, keys: tuple[str, ...], problems: Iterable[Problem], again_after: float) -> None:
         self._look_again_at = self._node.clock.monotonic() + again_after
         refused = Refused(self._node.clock.now(), keys, tuple(problems))
         before = self._status.refused
+        self._status = replace(self._status, refused=refused, last_refused=refused)
         if before is None or before.problems != refused.problems:
             log.error("the changed configuration is refused, and the one before still applies:")
-            for line in configuring.lines(refused.problems):
+            told = list(configuring.lines(refused.problems))
+            for line in told:
                 log.error("%s", line)
-        self._status = replace(self._status, refused=refused, last_refused=refused)
+            await self._record("ConfigurationRefused", "; ".join(told), keys)
+
+    async def _record(self, kind: str, message: str, keys: Iterable[str]) -> None:
+        """An event of the node. What applies or not is settled already, with or without a ledger."""
+        try:
+            await self._node.record("", kind, message, keys=",".join(keys), generation=self._status.generation)
+        except UnavailableError as error:
+            log.warning("%s is in no event: %s", kind, error)
 
     def _warnings(self, merged: Merged) -> tuple[str, ...]:
         return tuple(map(str, suspects(merged.sources, self._known)))

@@ -124,6 +124,20 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """What the cloud said it made, in its answer to the launch: what an audit holds the instance against later.
+
+    "" and () are what the cloud did not tell. Public addresses come later than the answer: they are those with which
+    the instance was first seen after its start, None until then.
+    """
+
+    instance_type: str = ""
+    image: str = ""
+    groups: tuple[str, ...] = ()  # security groups
+    public_addresses: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One recorded intention to launch one offering for one sandbox, committed before the cloud is asked."""
 
@@ -141,6 +155,7 @@ class Attempt:
     error_reason: str = ""
     error: str = ""
     version: int = 1
+    launched: Launched | None = None  # None until the cloud accepted
 
     @property
     def unsettled(self) -> bool:
@@ -150,14 +165,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a sandbox. Append-only; never holds a key, a token or user data."""
+    """Something that happened to a sandbox, or to a node. Append-only; never holds a key, a token or user data."""
 
-    sandbox_id: str
+    sandbox_id: str  # "" for what happened to the node itself
     at: datetime
     kind: str  # stable CamelCase word
     message: str
     attempt: int | None = None
     data: dict[str, str | int | float | bool] = field(default_factory=dict)
+    cluster: str = ""  # who wrote it; "" in events of before this was recorded
+    node: str = ""
     id: int | None = None  # given by the ledger, ascending
 
 

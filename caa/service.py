@@ -20,6 +20,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MutableM
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starlette.types import ASGIApp
+
+import caa
 from caa import configuring
 from caa.agentproxy.control import ProxyControl
 from caa.agentproxy.spawn import ensure_proxy
@@ -28,6 +31,7 @@ from caa.api.podvminfo import podvminfo_service
 from caa.api.reader import LedgerReader
 from caa.api.rest.app import build_app
 from caa.api.rest.server import RestServer
+from caa.auditing import Auditor
 from caa.clock import SystemClock
 from caa.cloud import Cloud
 from caa.ending import Ending
@@ -41,6 +45,7 @@ from caa.limiter import Limiter
 from caa.logs import set_up_logging
 from caa.metadata.service import MetadataService
 from caa.metadata.tokens import Tokens, node_key
+from caa.metrics import Metrics
 from caa.node import AgentTls, Current, Node
 from caa.pki import NodeKeys
 from caa.prices import Prices, read_prices
@@ -142,10 +147,25 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         stack.push_async_callback(lifecycle.close)
         health = Health(images)
         reload = Reload(sources, merged, node, overlay=images.overlay)
-        await stack.enter_async_context(_doors(settings, lifecycle, ledger, health, reload, images, metadata))
+        auditor = Auditor(node, lifecycle.end)
+        metrics = Metrics(
+            node,
+            limiter,
+            audit=lambda: auditor.latest,
+            configuration=lambda: reload.status,
+            ready=lambda: not health.ready(),
+        )
+        node.watchers.append(metrics.on_event)
+        cloud.watcher, limiter.watcher = metrics.on_call, metrics.on_turn
+        app = build_app(lifecycle, LedgerReader(ledger), health, reload, images, metadata, auditor, metrics)
+        await stack.enter_async_context(_doors(settings, lifecycle, app))
         await ensure_proxy(settings.run_dir, settings.state_dir)
         reconciler = Reconciler(
-            node, lifecycle, ending, revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir)
+            node,
+            lifecycle,
+            ending,
+            revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir),
+            watcher=auditor.watch,
         )
         stack.push_async_callback(reconciler.close)
         await reconciler.round()
@@ -155,6 +175,7 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         gc.freeze()
         health.waiting_for.clear()
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
+        await node.record("", "ServiceStarted", "the service takes calls", version=caa.__version__)
         loops = [reconciler.run(), reload.run(), images.run(reload.take_over)]
         for endless in [*loops, reports.run()] if reports else loops:
             stack.callback(asyncio.create_task(endless).cancel)
@@ -285,18 +306,10 @@ def _reports(node: Node) -> KubernetesReports:
 
 
 @contextlib.asynccontextmanager
-async def _doors(
-    settings: Settings,
-    lifecycle: Lifecycle,
-    ledger: Ledger,
-    health: Health,
-    reload: Reload,
-    images: ImageWatch,
-    metadata: MetadataService,
-) -> AsyncIterator[None]:
+async def _doors(settings: Settings, lifecycle: Lifecycle, app: ASGIApp) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(build_app(lifecycle, LedgerReader(ledger), health, reload, images, metadata), settings)
+    rest_door = RestServer(app, settings)
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

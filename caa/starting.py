@@ -15,7 +15,7 @@ from caa.cloud import DEAD_STATES
 from caa.directvolumes import pod_uid, read_volumes
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
-from caa.explain import ignored
+from caa.explain import RULES, ignored
 from caa.ledger import LimitReachedError, StaleWriteError
 from caa.logs import about
 from caa.node import Node
@@ -24,6 +24,7 @@ from caa.poduserdata import pod_user_data
 from caa.sandbox import (
     Attempt,
     AttemptState,
+    Launched,
     Sandbox,
     SandboxState,
     attempt_token,
@@ -56,6 +57,8 @@ FIXED_SERVER_NAME = "podvm-server"
 LAUNCH_RETRY = wait_exponential(multiplier=0.25, max=5) + wait_random(0, 0.25)
 # The cloud may or may not have acted, or certainly did not: either way the same request is sent again.
 REPEATABLE = (ThrottledError, UnavailableError, UnknownOutcomeError)
+# What was passed over is told of at most a few dozen offerings; the whole is in `caa explain`.
+WHY_LIMIT = 2000
 # It will say no for ever.
 PERMANENT = (DeniedError, InvalidRequestError)
 
@@ -132,8 +135,10 @@ class Starting:
             "Running",
             f"the agent in {attempt.name} answered",
             attempt=attempt.number,
+            state="running",
             seconds=round(node.clock.monotonic() - begun, 3),
             **timings,
+            **_place(attempt.offering),
         )
         saved = await node.db(node.ledger.save_sandbox, running, event=event)
         await notify()
@@ -146,7 +151,7 @@ class Starting:
         if sandbox.state is SandboxState.STARTING:
             return sandbox  # continued after a restart
         starting = dataclasses.replace(sandbox, state=SandboxState.STARTING, changed_at=node.clock.now())
-        event = node.event(sandbox_id, "StartRequested", "an instance is to be launched")
+        event = node.event(sandbox_id, "StartRequested", "an instance is to be launched", state="starting")
         try:
             return await node.db(node.ledger.start_sandbox, starting, limit=node.limit, event=event)
         except LimitReachedError as error:
@@ -199,6 +204,7 @@ class Starting:
         # One that was built here by its name: it may have been replaced when the attempt has to be made again.
         image = node.policy.image(wanted) or node.built_image()
         offerings = await self._ranked(sandbox.id, wanted, image)
+        rule = RULES[wanted.rule]
         for sentence in ignored(wanted, offerings) if not attempts else ():
             await node.record(sandbox.id, "Ignored", sentence)
         number = len(attempts)
@@ -209,7 +215,9 @@ class Starting:
             if offering is None:
                 break
             number += 1
-            attempt = await self._intend(sandbox, number, offering, image)
+            told = "; ".join(refused.sentence for refused in refusals.values())
+            why = f"{rule}; passed over: {told}" if told else rule
+            attempt = await self._intend(sandbox, number, offering, image, why)
             launched = await self._launch(sandbox, attempt, refusals)
             if launched:
                 return launched
@@ -231,7 +239,7 @@ class Starting:
             refusals[offering] = Refused(passed_over(against, offering, now), against.quota)
         return None
 
-    async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str) -> Attempt:
+    async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str, why: str) -> Attempt:
         """Commit the attempt. Only then may the cloud be asked."""
         node = self._node
         name = instance_name(sandbox.pod_name, sandbox.id, number)
@@ -254,9 +262,10 @@ class Starting:
             "LaunchIntended",
             f"{offering.instance_type} with {offering.vcpus} vCPUs and {offering.memory_mib} MiB is asked for",
             attempt=number,
-            instance_type=offering.instance_type,
-            zone=offering.zone,
-            market=offering.market.value,
+            why=why[:WHY_LIMIT],
+            image=image or node.cloud.default_image,
+            **self._price(offering),
+            **_place(offering),
         )
         return await node.db(node.ledger.add_attempt, attempt, sandbox_version=sandbox.version, event=event)
 
@@ -289,11 +298,24 @@ class Starting:
             refused = dataclasses.replace(
                 attempt, state=AttemptState.REFUSED, error_reason=error.reason, error=str(error)
             )
-            event = node.event(sandbox.id, error.reason, str(error), attempt=attempt.number)
+            event = node.event(
+                sandbox.id,
+                error.reason,
+                str(error),
+                attempt=attempt.number,
+                outcome="refused",
+                request_id=error.request_id,
+                seconds=round(node.clock.monotonic() - begun, 3),
+                **_place(attempt.offering),
+            )
             await node.db(node.ledger.save_attempt, refused, event=event)
             raise
         accepted = dataclasses.replace(
-            attempt, state=AttemptState.ACCEPTED, instance_id=instance.id, addresses=instance.addresses
+            attempt,
+            state=AttemptState.ACCEPTED,
+            instance_id=instance.id,
+            addresses=instance.addresses,
+            launched=Launched(instance.instance_type, instance.image, instance.groups),
         )
         if attempt.state is AttemptState.ACCEPTED:  # continued after a restart; it was recorded then
             return attempt, instance
@@ -303,12 +325,19 @@ class Starting:
             f"the cloud accepted instance {attempt.name}",
             attempt=attempt.number,
             instance=instance.id,
+            outcome="accepted",
+            request_id=instance.request_id,
             seconds=round(node.clock.monotonic() - begun, 3),
+            **_place(attempt.offering),
         )
         return await node.db(node.ledger.save_attempt, accepted, event=event), instance
 
     async def _launch_patiently(self, sandbox: Sandbox, attempt: Attempt) -> Instance:
-        """The turn for the first call has come already. Repeats wait for their own, which a throttled call delays."""
+        """The turn for the first call has come already. Repeats wait for their own, which a throttled call delays.
+
+        Each call that came to nothing is an event; of a row of equal ones only the first, for it may be a long row.
+        """
+        node, said = self._node, ""
 
         def wait(state: RetryCallState) -> float:
             throttled = state.outcome is not None and isinstance(state.outcome.exception(), ThrottledError)
@@ -316,10 +345,27 @@ class Starting:
 
         async for attempted in self._again_while_repeatable(wait):
             if attempted.retry_state.attempt_number > 1:
-                await self._node.cloud.launch_turn()
+                await node.cloud.launch_turn()
             with attempted:
                 await self._still_wanted(sandbox.id)
-                return await self._node.cloud.launch(launch_request(sandbox, attempt))
+                begun = node.clock.monotonic()
+                try:
+                    return await node.cloud.launch(launch_request(sandbox, attempt))
+                except REPEATABLE as error:
+                    if error.reason != said:
+                        said = error.reason
+                        await node.record(
+                            sandbox.id,
+                            "LaunchRepeated",
+                            f"the launch is asked for again: {error}",
+                            attempt=attempt.number,
+                            outcome="unknown" if isinstance(error, UnknownOutcomeError) else "repeated",
+                            reason=error.reason,
+                            request_id=error.request_id,
+                            seconds=round(node.clock.monotonic() - begun, 3),
+                            **_place(attempt.offering),
+                        )
+                    raise
         raise AssertionError("unreachable: the retry ends by returning or raising")
 
     async def _ranked(self, sandbox_id: str, wanted: Requirements, image: str) -> list[Offering]:
@@ -390,6 +436,11 @@ class Starting:
             **tunnel_seconds,
         }
 
+    def _price(self, offering: Offering) -> dict[str, float]:
+        """For an hour, if it is known."""
+        price = self._node.policy.price(offering)
+        return {} if price is None else {"price": price}
+
     async def _build_tunnel(self, sandbox: Sandbox, addresses: Sequence[str]) -> dict[str, float]:
         node = self._node
         if sandbox.pod_network is None:
@@ -409,6 +460,15 @@ class Starting:
         if isinstance(error, StaleWriteError):
             return StartFailedError("the sandbox was stopped while it was starting", reason="Stopped")
         return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
+
+
+def _place(offering: Offering) -> dict[str, str]:
+    """What was asked for, as events tell it."""
+    return {
+        "instance_type": offering.instance_type,
+        "zone": offering.zone,
+        "market": offering.market.value,
+    }
 
 
 def lost(attempt: Attempt, instance: Instance, before: str) -> Exception:

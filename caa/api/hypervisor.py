@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from caa.callers import called_by
 from caa.errors import (
     CallError,
     ConflictError,
@@ -82,7 +83,7 @@ def hypervisor_service(lifecycle: Lifecycle) -> dict[str, dict[str, Handler]]:
     """The service for `caa.ttrpc.server.Server`."""
     stopping: set[asyncio.Task[Sandbox | None]] = set()  # a task nobody holds may be collected while it runs
 
-    async def create_vm(payload: bytes, _: Call) -> bytes:
+    async def create_vm(payload: bytes, call: Call) -> bytes:
         message = CreateVMRequest.decode(payload)
         request = CreateRequest(
             id=message.id,
@@ -91,7 +92,8 @@ def hypervisor_service(lifecycle: Lifecycle) -> dict[str, dict[str, Handler]]:
             door=Door.TTRPC,
         )
         try:
-            sandbox = await lifecycle.create(request)
+            with called_by(_who(call)):
+                sandbox = await lifecycle.create(request)
         except CallError as error:
             raise status_error(error) from error
         return CreateVMResponse(agent_socket_path=sandbox.socket_path).encode()
@@ -99,14 +101,16 @@ def hypervisor_service(lifecycle: Lifecycle) -> dict[str, dict[str, Handler]]:
     async def start_vm(payload: bytes, call: Call) -> bytes:
         message = SandboxRequest.decode(payload)
         try:
-            await lifecycle.start(message.id, timeout=call.timeout)
+            with called_by(_who(call)):
+                await lifecycle.start(message.id, timeout=call.timeout)
         except CallError as error:
             raise status_error(error) from error
         return b""
 
-    async def stop_vm(payload: bytes, _: Call) -> bytes:
+    async def stop_vm(payload: bytes, call: Call) -> bytes:
         sandbox_id = SandboxRequest.decode(payload).id
-        task = asyncio.create_task(_stop(lifecycle, sandbox_id))
+        with called_by(_who(call)):
+            task = asyncio.create_task(_stop(lifecycle, sandbox_id))
         stopping.add(task)
         task.add_done_callback(stopping.discard)
         try:
@@ -120,6 +124,10 @@ def hypervisor_service(lifecycle: Lifecycle) -> dict[str, dict[str, Handler]]:
         return VersionMessage(version=VERSION).encode()
 
     return {SERVICE: {"CreateVM": create_vm, "StartVM": start_vm, "StopVM": stop_vm, "Version": version}}
+
+
+def _who(call: Call) -> str:
+    return f"ttrpc (pid {call.peer_pid})" if call.peer_pid else "ttrpc"
 
 
 async def _stop(lifecycle: Lifecycle, sandbox_id: str) -> Sandbox | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from caa.errors import UnavailableError
@@ -54,9 +55,47 @@ class LedgerReader:
             found = self._ledger.sandboxes(
                 node=node, states=states, namespace=namespace, pod=pod, limit=limit, after=after
             )
-            return [self._record(sandbox) for sandbox in found]
+            return self._records(found)
 
         return await _in_thread(read)
+
+    async def recent(self, ended_after: datetime, limit: int) -> list[SandboxRecord]:
+        """Those that are not over and those that ended after `ended_after`, the newest first, `limit` at most."""
+
+        def read() -> list[SandboxRecord]:
+            return self._records(self._ledger.recent_sandboxes(ended_after=ended_after, limit=limit))
+
+        return await _in_thread(read)
+
+    async def trail(
+        self,
+        *,
+        after_id: int = 0,
+        limit: int,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        kinds: Collection[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[Event]:
+        """Events of all sandboxes and nodes that match every filter given, in order."""
+
+        def read() -> list[Event]:
+            return self._ledger.trail(
+                after_id=after_id,
+                limit=limit,
+                sandbox_id=sandbox_id,
+                node=node,
+                kinds=kinds,
+                since=since,
+                until=until,
+            )
+
+        return await _in_thread(read)
+
+    async def last_event_id(self) -> int:
+        """The id of the newest event of all."""
+        return await _in_thread(self._ledger.last_event_id)
 
     async def attempts(self, sandbox_id: str) -> list[Attempt]:
         """The launch attempts of a sandbox, by number."""
@@ -65,6 +104,10 @@ class LedgerReader:
     async def events(self, sandbox_id: str, after_id: int = 0, limit: int | None = None) -> list[Event]:
         """The trail of a sandbox in order, from after `after_id`."""
         return await _in_thread(self._ledger.events, sandbox_id, after_id, limit)
+
+    def _records(self, sandboxes: list[Sandbox]) -> list[SandboxRecord]:
+        attempts = self._ledger.attempts_of([sandbox.id for sandbox in sandboxes])
+        return [SandboxRecord(sandbox, tuple(attempts.get(sandbox.id, ()))) for sandbox in sandboxes]
 
     def _record(self, sandbox: Sandbox) -> SandboxRecord:
         return SandboxRecord(sandbox, tuple(self._ledger.attempts(sandbox.id)))

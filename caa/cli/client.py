@@ -112,6 +112,22 @@ class Client:
             raise UnreachableError(f"what answers {self._where} is not this service") from None
         raise RefusedError(response.status_code, message)
 
+    def lines(self, path: str, query: Mapping[str, Any]) -> Iterator[str]:
+        """The lines of a stream as they come, of any number. Raises as `call` does, and in the middle, too."""
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        try:
+            with self._http.stream("GET", path, params=query, timeout=timeout) as response:
+                if response.is_success:
+                    yield from response.iter_lines()
+                    return
+                response.read()
+            message = str(response.json()["detail"])
+        except httpx.TransportError as error:
+            raise UnreachableError(f"no service answers {self._where}, or no longer: {error}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UnreachableError(f"what answers {self._where} is not this service") from None
+        raise RefusedError(response.status_code, message)
+
     def sandboxes(self, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Every sandbox that matches, page by page."""
         cursor = None

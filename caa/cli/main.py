@@ -34,6 +34,7 @@ class Command(Protocol):
 MODULES = {
     "sandbox": ("caa.cli.sandbox", "list, show, create, start and stop sandboxes"),
     "explain": ("caa.cli.explain", "which instance a pod would get, and why not another one"),
+    "audit": ("caa.cli.audit", "what differs between ledger and cloud, and the trail of events"),
     "image": ("caa.cli.image", "the image that pod VMs boot"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
     "webhook": ("caa.cli.webhook", "size peer pods as they are admitted (on Kubernetes)"),

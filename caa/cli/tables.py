@@ -98,6 +98,27 @@ def _lines(path: str, found: object) -> Iterator[tuple[str, str]]:
         yield path, " ".join(line.strip() for line in str(found).splitlines())
 
 
+def audit_table(audit: dict[str, Any], *, everything: bool) -> None:
+    """What differs, or `everything`, and the count of each verdict."""
+    quiet = () if everything else ("match", "pending")
+    shown = [one for one in audit["findings"] if one["verdict"] not in quiet]
+    if shown:
+        table(("VERDICT", "INSTANCE", "NAME", "POD", "SANDBOX", ""), [_finding_row(one) for one in shown])
+        print()
+    print(", ".join(f"{count} {verdict}" for verdict, count in audit["counts"].items()))
+
+
+def _finding_row(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        one["verdict"],
+        one["instance_id"] or "-",
+        one["name"] or "-",
+        f"{one['pod']['namespace']}/{one['pod']['name']}" if one["pod"] else "-",
+        one["sandbox_id"][:SHORT_ID] or "-",
+        one["message"],
+    )
+
+
 def _offering_row(one: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(one["order"] or "-"),

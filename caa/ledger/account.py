@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, extract, func, select, update
@@ -36,6 +36,12 @@ class AccountStore:
             after, wait = take(bucket, rate, moment)
             _save(connection, name, after)
         return wait
+
+    def paused_until(self, names: Collection[str]) -> dict[str, datetime]:
+        """Until when each of these buckets rests after a "too many"; one that nobody used is not among the keys."""
+        query = select(buckets.c.name, buckets.c.paused_until).where(buckets.c.name.in_(names))
+        with self._read() as connection:
+            return {name: datetime.fromtimestamp(moment, UTC) for name, moment in connection.execute(query)}
 
     def call_refused(self, name: str, rate: Rate, now: datetime, retry_after: float | None) -> None:
         """The cloud said "too many": everybody pauses."""

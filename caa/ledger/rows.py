@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from caa.sandbox import Attempt, AttemptState, Door, Event, Sandbox, SandboxState
+from caa.sandbox import Attempt, AttemptState, Door, Event, Launched, Sandbox, SandboxState
 from providers.base import Market, Offering
 
 # What a write may change after the row was added. The rest says who the row is, or (token, offering, image,
@@ -23,7 +23,7 @@ SANDBOX_MUTABLE = (
     "failure",
     "agent_seen",
 )
-ATTEMPT_MUTABLE = ("state", "instance_id", "addresses", "error_reason", "error")
+ATTEMPT_MUTABLE = ("state", "instance_id", "addresses", "error_reason", "error", "launched")
 
 
 def sandbox_values(sandbox: Sandbox) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def attempt_values(attempt: Attempt) -> dict[str, Any]:
         "state": attempt.state.value,
         "addresses": list(attempt.addresses),
         "user_data": attempt.user_data if attempt.unsettled else b"",
+        "launched": asdict(attempt.launched) if attempt.launched else None,
     }
 
 
@@ -63,12 +64,16 @@ def to_attempt(row: Row[Any]) -> Attempt:
     values["state"] = AttemptState(values["state"])
     values["addresses"] = tuple(values["addresses"])
     values["user_data"] = bytes(values["user_data"])
+    values["launched"] = _launched(values["launched"])
     return Attempt(**values)
 
 
 def to_event(row: Row[Any]) -> Event:
     """The event a row holds."""
-    return Event(**row._mapping)
+    values = dict(row._mapping)
+    for name in ("cluster", "node"):  # added later than the table
+        values[name] = values[name] or ""
+    return Event(**values)
 
 
 def changed(old: Any, new: Any, mutable: tuple[str, ...]) -> list[str]:
@@ -79,6 +84,15 @@ def changed(old: Any, new: Any, mutable: tuple[str, ...]) -> list[str]:
 
 def _values(item: Any) -> dict[str, Any]:
     return {f.name: getattr(item, f.name) for f in fields(item)}
+
+
+def _launched(values: Mapping[str, Any] | None) -> Launched | None:
+    if values is None:
+        return None
+    public = values["public_addresses"]
+    return Launched(
+        values["instance_type"], values["image"], tuple(values["groups"]), None if public is None else tuple(public)
+    )
 
 
 def _offering(values: Mapping[str, Any]) -> Offering:

@@ -62,6 +62,9 @@ Cursor = tuple[datetime, str]
 _UP = sandboxes.c.state.in_([SandboxState.STARTING.value, SandboxState.RUNNING.value])
 _UNSETTLED = (AttemptState.INTENDED.value, AttemptState.ACCEPTED.value)
 
+# SQLite takes 999 parameters at least, whatever it was built with.
+_IN_ONE_QUERY = 900
+
 # PostgreSQL's advisory locks for "a sandbox of this node is being started": "cas".
 _START_LOCK = 0x636173
 # PostgreSQL's advisory locks for "an event of this sandbox is being added": "cae", apart from the upgrade's.
@@ -167,6 +170,25 @@ class Ledger:
         with self._read() as connection:
             return [to_sandbox(row) for row in connection.execute(query)]
 
+    def recent_sandboxes(self, *, ended_after: datetime, limit: int) -> list[Sandbox]:
+        """Those that are not over and those that ended after `ended_after`, the newest first, `limit` at most."""
+        live = sandboxes.c.state.in_([state.value for state in sorted(LIVE_STATES)])
+        query = select(sandboxes).where(live | (sandboxes.c.changed_at > ended_after))
+        query = query.order_by(sandboxes.c.created_at.desc(), sandboxes.c.id.desc()).limit(limit)
+        with self._read() as connection:
+            return [to_sandbox(row) for row in connection.execute(query)]
+
+    def count_by_state(self, cluster: str, node: str) -> dict[SandboxState, int]:
+        """How many sandboxes of the node are in each state; all states are among the keys."""
+        query = (
+            select(sandboxes.c.state, func.count())
+            .where(sandboxes.c.cluster == cluster, sandboxes.c.node == node)
+            .group_by(sandboxes.c.state)
+        )
+        with self._read() as connection:
+            found = {SandboxState(state): int(count) for state, count in connection.execute(query)}
+        return {state: found.get(state, 0) for state in SandboxState}
+
     def tunnel_ids(self, cluster: str, node: str, since: datetime) -> set[int]:
         """The tunnel ids of the node's sandboxes that are not over, or ended after `since`."""
         ours = (sandboxes.c.cluster == cluster) & (sandboxes.c.node == node) & sandboxes.c.tunnel_id.is_not(None)
@@ -262,6 +284,18 @@ class Ledger:
             _add_event(connection, event, attempt.sandbox_id)
             return _attempt(connection, attempt.sandbox_id, attempt.number)
 
+    def attempts_of(self, sandbox_ids: Collection[str]) -> dict[str, list[Attempt]]:
+        """The attempts of many sandboxes by sandbox, each by number; one without any is not among the keys."""
+        found: dict[str, list[Attempt]] = {}
+        wanted = list(sandbox_ids)
+        with self._read() as connection:
+            for start in range(0, len(wanted), _IN_ONE_QUERY):
+                part = wanted[start : start + _IN_ONE_QUERY]
+                query = select(attempts).where(attempts.c.sandbox_id.in_(part))
+                for row in connection.execute(query.order_by(attempts.c.sandbox_id, attempts.c.number)):
+                    found.setdefault(row.sandbox_id, []).append(to_attempt(row))
+        return found
+
     def snapshot(self, cluster: str, node: str) -> tuple[list[Sandbox], list[Attempt]]:
         """The node's live sandboxes (oldest first) and all their attempts, as of one moment."""
         live = (
@@ -297,6 +331,41 @@ class Ledger:
         )
         with self._read() as connection:
             return [to_event(row) for row in connection.execute(query)]
+
+    def trail(
+        self,
+        *,
+        after_id: int = 0,
+        limit: int,
+        sandbox_id: str | None = None,
+        node: str | None = None,
+        kinds: Collection[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[Event]:
+        """Events of all sandboxes and nodes that match every filter given, in order, from after `after_id`.
+
+        `since` and `until` are of when it happened, the latter not included. On PostgreSQL an event of another sandbox
+        may turn up behind an id seen for as long as its transaction takes: only those of one sandbox wait for each
+        other, for else one node that hangs would stop all others.
+        """
+        query = select(events).where(events.c.id > after_id).order_by(events.c.id).limit(limit)
+        for column, wanted in (("sandbox_id", sandbox_id), ("node", node)):
+            if wanted is not None:
+                query = query.where(events.c[column] == wanted)
+        if kinds:
+            query = query.where(events.c.kind.in_(kinds))
+        if since is not None:
+            query = query.where(events.c.at >= since)
+        if until is not None:
+            query = query.where(events.c.at < until)
+        with self._read() as connection:
+            return [to_event(row) for row in connection.execute(query)]
+
+    def last_event_id(self) -> int:
+        """The id of the newest event of all; 0 without any."""
+        with self._read() as connection:
+            return int(connection.execute(select(func.coalesce(func.max(events.c.id), 0))).scalar_one())
 
     def prune(self, older_than: datetime) -> int:
         """Remove sandboxes that ended before `older_than`, and their attempts; returns how many sandboxes.

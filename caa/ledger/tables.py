@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest migration. Revisions are numbers of four digits, so that older and newer can be told apart
 without loading Alembic (100 ms and 10 MB that `caa serve` need not pay)."""
 
@@ -111,6 +111,7 @@ attempts = Table(
     _required("error_reason", Text),
     _required("error", Sentence),
     _required("version", Integer),
+    Column("launched", JSON(none_as_null=True)),
     UniqueConstraint("token", name="uq_attempts_token"),
 )
 
@@ -149,6 +150,8 @@ events = Table(
     _required("message", Sentence),
     Column("attempt", Integer),
     _required("data", JSON),
+    Column("cluster", Text),
+    Column("node", Text),
     Index("ix_events_sandbox_id_id", "sandbox_id", "id"),
     sqlite_autoincrement=True,  # an id is never given twice
 )

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +53,17 @@ _NANO = 1_000_000_000
 class Call:
     """What came with a call beside its payload. `timeout` is seconds from its arrival, None for none.
 
-    Metadata keys are lower case, as Go writes them.
+    Metadata keys are lower case, as Go writes them. `peer_pid` is the process that connected, where the kernel tells.
     """
 
     service: str
     method: str
     timeout: float | None
     metadata: dict[str, list[str]]
+    peer_pid: int | None = None
 
+
+_UCRED = struct.Struct("3i")  # pid, uid and gid, as SO_PEERCRED gives them
 
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
 """Takes the request message, returns the response message. Raises StatusError to answer with a status."""
@@ -145,6 +149,7 @@ class _Connection:
         self._services = services
         self._closing = closing
         self.calls: dict[int, asyncio.Task[None]] = {}  # by stream id
+        self._peer_pid = _peer_pid(writer)
 
     async def run(self) -> None:
         try:
@@ -214,7 +219,7 @@ class _Connection:
         for item in request.metadata:
             metadata.setdefault(item.key.lower(), []).append(item.value)
         timeout = request.timeout_nano / _NANO if request.timeout_nano else None
-        return Call(request.service, request.method, timeout, metadata), handler, request.payload
+        return Call(request.service, request.method, timeout, metadata, self._peer_pid), handler, request.payload
 
     async def _answer(self, stream_id: int, handler: Handler, payload: bytes, call: Call) -> None:
         """Run one call to its answer. Only a cancellation from outside leaves it without one."""
@@ -325,3 +330,13 @@ def _remove_stale(path: Path) -> None:
         except BlockingIOError:
             pass
     raise OSError(errno.EADDRINUSE, "another process is listening on this socket", str(path))
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int | None:
+    """As of the connection's beginning; None on what is no unix socket."""
+    sock = writer.get_extra_info("socket")
+    try:
+        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    except (AttributeError, OSError):
+        return None
+    return int(pid) or None  # 0: of another pid namespace

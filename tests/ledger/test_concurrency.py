@@ -25,6 +25,7 @@ from caa.ledger import (
     store,
 )
 from caa.ledger import engine as ledger_engine
+from caa.ledger.tables import SCHEMA_REVISION
 from caa.sandbox import AttemptState, Sandbox, SandboxState
 from tests.ledger.postgresql import Server
 from tests.ledger.samples import USER_DATA, attempt, event, sandbox, starting
@@ -161,7 +162,7 @@ def test_an_upgrade_waits_for_the_one_under_way(server: Server) -> None:
             second = pool.submit(schema.upgrade, url)
             wait_for_a_lock_waiter(url)
             assert revision(url) is None
-        assert second.result(30) == "0003"
+        assert second.result(30) == SCHEMA_REVISION
     engine.dispose()
 
 
@@ -201,8 +202,8 @@ def test_every_acknowledged_write_is_there_after_the_writer_was_killed(url: str)
 
 def test_two_upgrades_at_once_both_succeed(empty_url: str) -> None:
     children = [child("upgrade", empty_url) for _ in range(3)]
-    assert [process.communicate(timeout=60)[0].strip() for process in children] == ["0003"] * 3
-    assert revision(empty_url) == "0003"
+    assert [process.communicate(timeout=60)[0].strip() for process in children] == [SCHEMA_REVISION] * 3
+    assert revision(empty_url) == SCHEMA_REVISION
     open_ledger(empty_url).close()
 
 

@@ -361,7 +361,10 @@ def test_events_cannot_be_replaced_past_the_delete_trigger_by_a_plain_client(tmp
     plain = create_engine(url)  # without the pragmas the ledger sets
     with pytest.raises(DBAPIError, match="events are append-only"), plain.begin() as connection:
         connection.execute(
-            text("REPLACE INTO events SELECT id, sandbox_id, at, kind, 'forged', attempt, data FROM events")
+            text(
+                "REPLACE INTO events SELECT id, sandbox_id, at, kind, 'forged', attempt, data, "
+                "cluster, node FROM events"
+            )
         )
     plain.dispose()
     assert ledger.events("sb-1") == [written]

@@ -20,6 +20,8 @@ import httpx
 from caa.api.reader import LedgerReader
 from caa.api.rest.app import build_app
 from caa.api.rest.server import RestServer
+from caa.audit import Audit
+from caa.auditing import Fixed
 from caa.clock import SystemClock
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
 from caa.explain import Explanation, explain
@@ -182,8 +184,19 @@ class Service:
         metadata = MetadataService(
             ledger, LedgerThreads(), described, lambda: settings, Tokens(b"k" * 32), SystemClock()
         )
-        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images, metadata)
+        self.audit = Audit(BORN, ())
+        """What an audit finds; a test may exchange it."""
+        self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images, metadata, self, self)
         self.rest = RestServer(self.app, settings)
+
+    async def look(self) -> Audit:
+        return self.audit
+
+    async def fix(self) -> list[Fixed]:
+        return [Fixed(finding, "", "left alone") for finding in self.audit.differences]
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        return b"caa_ready 1.0\n", "text/plain; charset=utf-8"
 
     @property
     def socket(self) -> str:

@@ -117,8 +117,8 @@ def test_the_handler_is_told_deadline_and_metadata_with_lower_case_keys() -> Non
             await peer.ask(request(1, "Hold", timeout_nano=1_500_000_000_000, metadata=pairs))
             await peer.ask(request(3, "Hold"))
         assert gate.calls == [
-            Call("test.Test", "Hold", 1500.0, {"name": ["a", "b"], "other": [""]}),
-            Call("test.Test", "Hold", None, {}),
+            Call("test.Test", "Hold", 1500.0, {"name": ["a", "b"], "other": [""]}, os.getpid()),
+            Call("test.Test", "Hold", None, {}, os.getpid()),
         ]
 
     run(test())

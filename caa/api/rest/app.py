@@ -7,11 +7,14 @@ from typing import Any
 from fastapi import FastAPI
 
 import caa
+from caa.api.reader import LedgerReader
 from caa.api.rest import problems
+from caa.api.rest.auditing import Auditor, TrailEvent, audit_router
 from caa.api.rest.configuration import Reload, config_router
 from caa.api.rest.images import Images, image_router
 from caa.api.rest.metadata import Metadata, metadata_router
-from caa.api.rest.routers import Health, Lifecycle, Reader, health_router, sandbox_router, sizing_router
+from caa.api.rest.metrics import Metrics, metrics_router
+from caa.api.rest.routers import Health, Lifecycle, health_router, sandbox_router, sizing_router
 
 _DESCRIPTION = (
     "Peer pod sandboxes of this worker node: what runs, and the three verbs Kata's shim has. Errors are RFC 9457."
@@ -25,14 +28,23 @@ class RestApi(FastAPI):
         """OpenAPI 3.1, made once."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = problem
+            # What no route names as its model: errors, and the lines of a stream.
+            for model in (problems.Problem, TrailEvent):
+                described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schema.setdefault("components", {}).setdefault("schemas", {})[model.__name__] = described
         assert self.openapi_schema is not None
         return self.openapi_schema
 
 
 def build_app(
-    lifecycle: Lifecycle, reader: Reader, health: Health, reload: Reload, images: Images, metadata: Metadata
+    lifecycle: Lifecycle,
+    reader: LedgerReader,
+    health: Health,
+    reload: Reload,
+    images: Images,
+    metadata: Metadata,
+    auditor: Auditor,
+    metrics: Metrics,
 ) -> FastAPI:
     """The application. It keeps no state of its own and may be served on several sockets at once."""
     app = RestApi(
@@ -50,5 +62,7 @@ def build_app(
     app.include_router(sizing_router(lifecycle))
     app.include_router(config_router(reload))
     app.include_router(image_router(images))
+    app.include_router(audit_router(auditor, reader))
+    app.include_router(metrics_router(metrics))
     app.include_router(health_router(health))
     return app

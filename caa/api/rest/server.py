@@ -13,9 +13,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from caa.api.rest.auth import BearerAuth, TokenFile
+from caa.callers import called_by
 from caa.settings import Settings
 from caa.settingtypes import HostPort
 from providers.base import ConfigError, Problem
@@ -34,11 +35,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Named:
+    """The application, with who called it for events: an address, or the unix socket."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        host = (scope.get("client") or ("",))[0]
+        with called_by(f"REST {host}" if host else "REST unix socket"):
+            await self._app(scope, receive, send)
+
+
 class RestServer:
     """The REST interface's sockets. The unix socket is for root; TCP wants what the settings say."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+        self._app = Named(app)
         self._settings = settings
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._socket_inode: tuple[int, int] | None = None
