@@ -15,12 +15,15 @@ QUIET = frozenset(
     {
         "AddressKnown",
         "AgentSocketReopened",
+        "Created",
         "Ended",
         "InstanceTerminated",
+        "LaunchRepeated",
         "OrphanTerminated",
         "ShimConnected",
         "StartRequested",
         "StopRequested",
+        "TerminateFailed",
     }
 )
 # Ledger's word -> the Pod's; all that is well.
