@@ -7,6 +7,7 @@ Rights (RBAC): `get` pods; `create` events; `create`, `list`, `patch`, `delete` 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -47,9 +48,12 @@ class KubernetesApi:
         """Raises ConfigError when nothing says where the API server is."""
         try:
             self._client = AsyncClient(timeout=httpx2.Timeout(TIMEOUT_SECONDS))
-        except (LightkubeConfigError, OSError, ValueError) as error:
-            text = f"'true' is not allowed here: where the API server is cannot be told ({error})"
-            raise ConfigError([Problem("CAA_KUBERNETES", text)]) from error
+        except (LightkubeConfigError, OSError) as error:
+            raise _nowhere(str(error)) from error
+        except Exception as error:
+            # What the library makes of a file that lacks something. It may quote the file, tokens included.
+            file = os.environ.get("KUBECONFIG", "") or "the configuration of kubectl"
+            raise _nowhere(f"{file} is not one that can be read: {type(error).__name__}") from error
 
     async def close(self) -> None:
         """Give back the connections."""
@@ -115,6 +119,11 @@ class KubernetesApi:
 
     async def _patch(self, namespace: str, name: str, patch: dict[str, Any]) -> None:
         await self._client.patch(PeerPod, name, patch, namespace=namespace, patch_type=PatchType.MERGE)
+
+
+def _nowhere(why: str) -> ConfigError:
+    text = f"'true' is not allowed here: where the API server is cannot be told ({why})"
+    return ConfigError([Problem("CAA_KUBERNETES", text)])
 
 
 @contextlib.contextmanager

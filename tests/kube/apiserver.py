@@ -58,10 +58,11 @@ class KubeApiServer:
         answer.raise_for_status()
         return answer.json()
 
-    def add_pod(self, name: str, namespace: str = "default") -> str:
+    def add_pod(self, name: str, namespace: str = "default", created: str = "2026-01-01T00:00:00Z") -> str:
         """A Pod; its UID."""
         self.do("namespace", name=namespace)
-        pod = self.do("add", resource="pods", namespace=namespace, body={"metadata": {"name": name}})
+        body = {"metadata": {"name": name, "creationTimestamp": created}}
+        pod = self.do("add", resource="pods", namespace=namespace, body=body)
         return str(pod["metadata"]["uid"])
 
     def events(self, pod: str) -> list[dict[str, Any]]:

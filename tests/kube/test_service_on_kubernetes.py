@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+import pytest
+
+from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.objects import FINALIZER
+from providers.base import ConfigError
 from tests.clouds.aws.account import Account
-from tests.clouds.faultproxy import FaultProxy
-from tests.clouds.podworld import NODE, TYPE, alive, launches
+from tests.clouds.faultproxy import Fault, FaultProxy, Phase
+from tests.clouds.imagelab import make_disk
+from tests.clouds.podworld import NODE, TYPE, alive, launches, service_directory, service_environ
+from tests.clouds.test_service_image import unready_service, wait_until_it_listens
 from tests.kube.apiserver import KubeApiServer, eventually
 from tests.lab.service import ServiceProcess, new_id
 
@@ -85,6 +92,72 @@ def test_a_fallback_says_why_and_a_failure_says_what_the_start_was_told(
     assert (last["reason"], last["type"]) == ("NoCapacity", "Warning")
     assert last["message"] == problem["detail"][:1024]
     eventually(kube.peer_pods, lambda seen: len(seen) == 1)  # that of the other
+
+
+def test_another_pod_of_the_same_name_is_not_told_of_a_sandbox_that_was_there_before_it(
+    kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    kube.add_pod("db-0", created="2999-01-01T00:00:00Z")
+    kube.add_pod("other")
+    sandbox_id = started(service, "db-0")
+    started(service, "other")
+    eventually(lambda: kube.reasons("other"), lambda seen: seen == STARTED)
+    service.stop_sandbox(sandbox_id)
+    service.wait_for_state(sandbox_id, {"stopped"}, 30)
+    assert kube.events("db-0") == []
+    owners = [one["metadata"]["ownerReferences"][0]["name"] for one in kube.peer_pods()]
+    assert owners == ["other"]
+
+
+def test_a_pod_that_waits_for_the_image_is_told_so(
+    account: Account, proxy: FaultProxy, kube: KubeApiServer, tmp_path: Path
+) -> None:
+    proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=1.0, times=None)
+    kube.add_pod("web")
+    with unready_service(account, proxy, make_disk(tmp_path / "disk.raw"), **kube.environ()) as service:
+        wait_until_it_listens(service)
+        sandbox_id = new_id()
+        service.create(sandbox_id, "web")
+        refused = service.begin_start(sandbox_id).json()
+        (told,) = eventually(lambda: kube.events("web"), bool)
+        assert (told["reason"], told["type"], told["message"]) == ("ImageBuilding", "Normal", refused["detail"])
+        service.wait_ready()
+        service.start_sandbox(sandbox_id)
+        eventually(lambda: kube.reasons("web"), lambda seen: seen == ["ImageBuilding", *STARTED])
+
+
+def test_a_service_that_cannot_tell_where_the_api_server_is_says_so_and_ends(account: Account, tmp_path: Path) -> None:
+    keys = {"CAA_KUBERNETES": "true", "KUBECONFIG": str(tmp_path / "missing")}
+    with service_directory() as directory:
+        service = ServiceProcess(directory, account.emulator.environ() | service_environ(account, **keys))
+        service.start()
+        assert service.process is not None
+        assert service.process.wait(60) == 1, service.log_tail()
+        last = service.log_tail(1)
+    assert "CAA_KUBERNETES: 'true' is not allowed here: where the API server is cannot be told" in last
+    assert "missing not found" in last
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not one that can be read"),
+        ("token: &s3cret [", "not one that can be read: ParserError"),
+        ("clusters: []", "not one that can be read: KeyError"),
+        ("{clusters: [], contexts: []}", "No current context"),
+        ("{clusters: [], contexts: [], current-context: nowhere}", "'nowhere' not found"),
+    ],
+)
+def test_a_kubeconfig_that_leads_nowhere_is_told_without_what_it_holds(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    with pytest.raises(ConfigError) as refused:
+        KubernetesApi()
+    assert said in str(refused.value)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_sandboxes_go_on_while_the_api_server_is_down_and_it_catches_up_even_after_a_crash(
