@@ -175,7 +175,7 @@ class Starting:
     async def _clear_for_another(self, sandbox: Sandbox, attempt: Attempt, refusal: OfferingRefusedError) -> None:
         """End an instance that the cloud gave up on, with all that was made for it here."""
         node = self._node
-        await node.record(sandbox.id, refusal.reason, str(refusal), attempt=attempt.number)
+        await node.record(sandbox.id, refusal.reason, str(refusal), attempt=attempt.number, outcome="given-up")
         await node.proxy.close(sandbox.id)
         await node.tunnels.teardown(sandbox)
         await self._still_wanted(sandbox.id)

@@ -10,26 +10,13 @@ from dataclasses import dataclass
 
 from caa.sandbox import Event
 
-# Of no use to the owner of a pod: what follows tells the same, or all is well.
-QUIET = frozenset(
-    {
-        "AddressKnown",
-        "AgentSocketReopened",
-        "Created",
-        "Ended",
-        "InstanceTerminated",
-        "LaunchRepeated",
-        "OrphanTerminated",
-        "ShimConnected",
-        "StartRequested",
-        "StopRequested",
-        "TerminateFailed",
-    }
-)
-# Ledger's word -> the Pod's; all that is well.
+# Ledger's word -> the Pod's.
 NORMAL = {"LaunchAccepted": "Launching", "Running": "PodVMRunning", "ImageBuilding": "ImageBuilding"}
-# Warnings that name an attempt and do not refuse its offering.
-OF_ATTEMPT = frozenset({"LeftOut"})
+WARNINGS = frozenset({"Ignored", "ImageFailed", "ImageMissing", "LeftOut", "Stuck"})
+# Of a launch, and of an instance that the cloud accepted and then gave up on.
+REFUSED = ("refused", "given-up")
+# Of a sandbox that ends as it was asked to.
+ASKED_FOR = "StopRequested"
 # What the API server takes; it refuses longer ones.
 MESSAGE_LIMIT = 1024
 
@@ -48,23 +35,26 @@ def pod_events(trail: Iterable[Event]) -> Iterator[PodEvent]:
     """What the Pod is told of a whole trail, in order."""
     refused = ""
     for event in trail:
-        reason, message, warning = event.kind, event.message, True
-        if event.kind in QUIET:
-            continue
         if event.kind == "LaunchIntended":
-            reason, message, warning = _chosen(event, refused)
+            reason, message = _chosen(event, refused)
             refused = ""
+            warning = False
         elif event.kind in NORMAL:
-            reason, warning = NORMAL[event.kind], False
-        elif event.attempt is not None and event.kind not in OF_ATTEMPT:
+            reason, message, warning = NORMAL[event.kind], event.message, False
+        elif event.data.get("outcome") in REFUSED:
             refused = f"{event.kind}: {event.message}"
-            reason, message = "OfferingRefused", refused
+            reason, message, warning = "OfferingRefused", refused, True
+        elif event.kind in WARNINGS or (event.data.get("state") == "stopping" and event.kind != ASKED_FOR):
+            reason, message, warning = event.kind, event.message, True
+        else:
+            continue
         yield PodEvent(reason, message[:MESSAGE_LIMIT], warning, event)
 
 
-def _chosen(event: Event, refused: str) -> tuple[str, str, bool]:
+def _chosen(event: Event, refused: str) -> tuple[str, str]:
     place = ", ".join(str(event.data[key]) for key in ("zone", "market") if event.data.get(key))
     message = event.message + (f" ({place})" if place else "")
     if refused:
-        return "FallbackOffering", f"{message}, because the one before was refused: {refused}", False
-    return "OfferingChosen", message, False
+        return "FallbackOffering", f"{message}, because the one before was refused: {refused}"
+    why = event.data.get("why")
+    return "OfferingChosen", f"{message}: {why}" if why else message
