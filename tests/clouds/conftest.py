@@ -13,6 +13,8 @@ import pytest
 from tests.clouds.aws.account import Account, ec2_client
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.aws_lab import Lab
+from tests.clouds.azure.emulator import AzureEmulator
+from tests.clouds.azure_lab import AzureLab
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.ibm.emulator import IbmEmulator
@@ -68,6 +70,22 @@ def ibm(ibm_emulator: IbmEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     ibm_emulator.reset()
     ibm_emulator.stop_clock()
     made = IbmLab(ibm_emulator, ibm_emulator.seed(), monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def azure_emulator() -> Iterator[AzureEmulator]:
+    with AzureEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def azure(azure_emulator: AzureEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureLab]:
+    """An empty resource group, on a clock that stands still."""
+    azure_emulator.reset()
+    azure_emulator.stop_clock()
+    made = AzureLab(azure_emulator, azure_emulator.seed(), monkeypatch)
     yield made
     made.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clouds.aws.account import Account
+from tests.clouds.azure_lab import AzureLab
 from tests.clouds.ibm_lab import IbmLab
 from tests.clouds.podworld import CLUSTER, NODE, service_directory, service_environ
 from tests.lab.service import running_service
@@ -22,7 +23,7 @@ SDKS = {
     "libvirt": {"libvirt", "pycdlib"},
 }
 # Resident memory of a service that is ready and idle.
-MOST_MIB = {"aws": 150, "ibmcloud": 165}
+MOST_MIB = {"aws": 150, "azure": 180, "ibmcloud": 165}
 _IMPORT = re.compile(r"^import time:\s*\d+ \|\s*\d+ \|\s*([\w.]+)$", re.MULTILINE)
 
 
@@ -36,7 +37,12 @@ def ibmcloud(request: pytest.FixtureRequest) -> dict[str, str]:
     return ibm.environ() | {"CLOUD_PROVIDER": "ibmcloud", "CAA_CLUSTER_ID": CLUSTER, "NODE_NAME": NODE}
 
 
-@pytest.mark.parametrize("environ", [aws, ibmcloud])
+def azure(request: pytest.FixtureRequest) -> dict[str, str]:
+    lab: AzureLab = request.getfixturevalue("azure")
+    return lab.environ() | {"CLOUD_PROVIDER": "azure", "CAA_CLUSTER_ID": CLUSTER, "NODE_NAME": NODE}
+
+
+@pytest.mark.parametrize("environ", [aws, azure, ibmcloud])
 def test_a_service_loads_its_own_clouds_sdk_only_and_stays_small(
     request: pytest.FixtureRequest, environ: Callable[[pytest.FixtureRequest], dict[str, str]]
 ) -> None:

@@ -193,10 +193,10 @@ class Emulator:
         """Of the PUT that made a VM."""
         return next(dict(body) for key, body in self.group.bodies.items() if key.endswith(f"/{name}"))
 
-    def do_fail(self, name: str, code: str, message: str = "") -> None:
+    def do_fail(self, name: str, code: str, message: str = "", running: bool = False) -> None:
         """Let a VM's operation fail now."""
         key = next(key for key in self.group.lives if key.endswith(f"/{name}"))
-        self.group.lives[key].failure = (code, message)
+        self.group.lives[key].failure, self.group.lives[key].runs = (code, message), running
         self.group.resources[key]["properties"]["provisioningState"] = "Failed"
 
 

@@ -51,6 +51,7 @@ class Life:
     hidden_calls: int
     hidden_until: float
     deleted_at: float | None = None
+    runs: bool = False  # though its operation failed
 
 
 @dataclass
@@ -254,10 +255,11 @@ class Group:
         """A VM's instance view."""
         vm = self.get(path)
         state, life = vm["properties"]["provisioningState"], self.lives[path.lower()]
+        power = {"code": "PowerState/running", "level": "Info", "displayStatus": "VM running"}
         if state == "Failed" and life.failure:
             code, message = life.failure
-            return {"statuses": [{"code": f"ProvisioningState/failed/{code}", "level": "Error", "message": message}]}
-        power = {"code": "PowerState/running", "level": "Info", "displayStatus": "VM running"}
+            failed = {"code": f"ProvisioningState/failed/{code}", "level": "Error", "message": message}
+            return {"statuses": [failed, power] if life.runs else [failed]}
         return {"statuses": [{"code": f"ProvisioningState/{state.lower()}", "level": "Info"}, power]}
 
     # VMs as time goes by

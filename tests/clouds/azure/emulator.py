@@ -141,9 +141,9 @@ class AzureEmulator:
         """Of the PUT that made a VM."""
         return dict(self._do("body", name=name))
 
-    def fail(self, name: str, code: str, message: str = "") -> None:
-        """Let a VM's operation fail."""
-        self._do("fail", name=name, code=code, message=message)
+    def fail(self, name: str, code: str, message: str = "", *, running: bool = False) -> None:
+        """Let a VM's operation fail; `running`: the VM runs all the same."""
+        self._do("fail", name=name, code=code, message=message, running=running)
 
     def reset(self) -> None:
         self._do("reset")

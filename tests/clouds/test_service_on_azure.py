@@ -1,0 +1,143 @@
+"""The real service on the emulated Azure, from a caller's request to a guest that answers, and back to nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from caa.sizing import MACHINE_TYPE, VCPUS
+from tests.clouds.azure_lab import NOTHING, AzureLab
+from tests.clouds.fakeguest import FakeGuests
+from tests.clouds.faultproxy import Fault, FaultProxy, Phase
+from tests.clouds.podworld import CLUSTER, NODE, service_directory, start_at_once
+from tests.lab.forkserver import ForkedService, ForkServer
+from tests.lab.service import ServiceProcess, new_id
+
+ENDED_SECONDS = 30.0
+PUT = "^PutVirtualMachine$"
+# 200 is what a node would never have at once; a machine with two cores takes minutes for so many guests.
+BURST = 200 if os.environ.get("CAA_SOAK") else 30
+
+
+@pytest.fixture
+def proxy(azure: AzureLab) -> Iterator[FaultProxy]:
+    """The way to the emulated Azure, whose clock runs and whose guests answer."""
+    azure.emulator.run_clock()
+    azure.emulator.delays(pending=0.1, boot=0.1, shutting_down=0.5)
+    with FakeGuests(azure.emulator.control_url), azure.emulator.proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Starts services quickly."""
+    with ForkServer() as forks:
+        yield forks
+
+
+@contextmanager
+def service_on(forks: ForkServer, azure: AzureLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceProcess]:
+    """A service that is ready, with keys that add or replace."""
+    own = {"CLOUD_PROVIDER": "azure", "CAA_CLUSTER_ID": CLUSTER, "NODE_NAME": NODE, "PEERPODS_LIMIT_PER_NODE": "-1"}
+    with service_directory() as directory:
+        service = ForkedService(forks, directory, azure.environ(proxy.url) | own | keys)
+        service.start()
+        try:
+            service.wait_ready()
+            yield service
+        finally:
+            service.shut_down()
+
+
+@pytest.fixture
+def service(forks: ForkServer, azure: AzureLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
+    with service_on(forks, azure, proxy) as service:
+        yield service
+
+
+def started(service: ServiceProcess, pod: str = "web", annotations: dict[str, str] | None = None) -> str:
+    sandbox_id = new_id()
+    service.create(sandbox_id, pod, annotations)
+    service.start_sandbox(sandbox_id)
+    return sandbox_id
+
+
+def the_vm(azure: AzureLab) -> dict[str, Any]:
+    """The only one there is, but for those on their way out."""
+    vms = azure.emulator.overview()["vms"]
+    (found,) = [one for one in vms if one["properties"]["provisioningState"] != "Deleting"]
+    return dict(found)
+
+
+def test_a_pod_starts_long_before_arms_operation_ends_and_nothing_of_it_is_left(
+    azure: AzureLab, service: ServiceProcess
+) -> None:
+    azure.emulator.delays(pending=0.1, boot=0.1, shutting_down=0.5, guest_ready=3600)
+    sandbox_id = started(service)
+    # The agent was dialled, and StartVM has returned, while ARM still waits for a guest that says it is ready.
+    assert the_vm(azure)["properties"]["provisioningState"] == "Creating"
+    assert azure.left() == {**dict.fromkeys(NOTHING, 1), "public_ips": 0}
+    service.stop_sandbox(sandbox_id)
+    service.wait_for_state(sandbox_id, {"stopped"}, ENDED_SECONDS)
+    azure.emulator.advance(1)
+    assert azure.left() == NOTHING
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.TRUNCATE])
+def test_a_lost_reply_of_the_put_leaves_one_vm_that_runs_the_pod(
+    azure: AzureLab, proxy: FaultProxy, service: ServiceProcess, fault: Fault
+) -> None:
+    rule = proxy.add(fault, Phase.AFTER, action=PUT)
+    started(service)
+    assert rule.fired == 1
+    assert proxy.count()["PutVirtualMachine"] == 1  # the repeat found the VM before it asked for it
+    assert azure.left()["vms"] == 1
+
+
+def test_a_vm_that_fails_after_it_was_accepted_is_deleted_and_the_next_offering_tried(
+    azure: AzureLab, service: ServiceProcess
+) -> None:
+    azure.emulator.failing({"zone": "1"}, {"zone": "2"})
+    sandbox_id = started(service)
+    found = the_vm(azure)
+    assert found["zones"] == ["3"]
+    azure.emulator.advance(1)
+    assert azure.left() == {**dict.fromkeys(NOTHING, 1), "public_ips": 0}
+    kinds = [event["kind"] for event in service.events(sandbox_id)]
+    assert "ZonalAllocationFailed" in kinds
+
+
+def test_families_without_quota_are_never_asked_for(forks: ForkServer, azure: AzureLab, proxy: FaultProxy) -> None:
+    azure.emulator.quota({"standardFSv2Family": 0, "standardDASv5Family": 0})
+    sizes = "Standard_F2s_v2,Standard_D4as_v5,Standard_E2as_v5"
+    with service_on(forks, azure, proxy, AZURE_INSTANCE_SIZES=sizes) as service:
+        started(service, annotations={VCPUS: "1"})
+        assert the_vm(azure)["properties"]["hardwareProfile"]["vmSize"] == "Standard_E2as_v5"
+        assert proxy.count()["PutVirtualMachine"] == 1
+        sandbox_id = new_id()
+        service.create(sandbox_id, "named", {MACHINE_TYPE: "Standard_F2s_v2"})
+        answer = service.begin_start(sandbox_id)
+        assert answer.json()["reason"] == "NoQuota"
+        assert "standardFSv2Family" in answer.json()["detail"]
+        service.wait_for_state(sandbox_id, {"failed"}, ENDED_SECONDS)
+
+
+def test_a_burst_that_is_throttled_half_way_waits_as_long_as_azure_says_and_then_all_run(
+    azure: AzureLab, proxy: FaultProxy, service: ServiceProcess
+) -> None:
+    reply = b'{"error":{"code":"TooManyRequests","message":"-"}}'
+    rule = proxy.add(
+        Fault.STATUS, Phase.BEFORE, action=PUT, at=BURST // 2, status=429, reply=reply, content_type="application/json"
+    )
+    burst = start_at_once([service], BURST)
+    assert rule.fired == 1
+    assert burst.statuses == {200: BURST}, burst.refusal
+    assert azure.left()["vms"] == BURST
+    # One more than there are VMs: the one that was refused.
+    assert proxy.count()["PutVirtualMachine"] == BURST + 1
+    assert service.process is not None
+    print(f"{BURST} starts in {burst.start_seconds:.1f} s")
