@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caa.kubernetes.api import KubernetesApi
-from caa.kubernetes.objects import FINALIZER
+from caa.kubernetes.objects import FINALIZER, RESOURCE
 from providers.base import ConfigError
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
@@ -18,7 +18,6 @@ from tests.clouds.test_service_image import unready_service, wait_until_it_liste
 from tests.kube.apiserver import KubeApiServer, eventually
 from tests.lab.service import ServiceProcess, new_id
 
-RESOURCE = "kata.peerpods.io/vm"
 STARTED = ["OfferingChosen", "Launching", "PodVMRunning"]
 # What the shipped role has to allow, and the module `caa.kubernetes.api` says.
 RIGHTS = {
@@ -64,6 +63,7 @@ def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_aske
     service.stop_sandbox(sandbox_id)
     eventually(kube.peer_pods, lambda seen: not seen)
     assert not alive(account)
+    assert kube.capacity(NODE)[RESOURCE] == "7"
     calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
     assert calls == RIGHTS
 
@@ -212,13 +212,3 @@ def test_without_the_definition_of_peer_pods_and_without_rights_pods_still_start
     log = service.log_file.read_text()
     assert log.count("is the definition of PeerPod installed?") == 1
     assert log.count("the API server refuses events") == 1
-
-
-def test_the_node_s_resource_is_repaired_and_leaves_the_others_alone(
-    kube: KubeApiServer, service: ServiceProcess
-) -> None:
-    eventually(lambda: kube.capacity(NODE), lambda seen: seen.get(RESOURCE) == "7")
-    assert kube.capacity(NODE) == {"cpu": "8", "memory": "32Gi", RESOURCE: "7"}
-    kube.do("set_status", resource="nodes", namespace="", name=NODE, status={"capacity": {"cpu": "9"}})
-    eventually(lambda: kube.capacity(NODE), lambda seen: RESOURCE in seen)
-    assert kube.capacity(NODE) == {"cpu": "9", RESOURCE: "7"}
