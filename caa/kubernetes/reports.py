@@ -99,6 +99,7 @@ class KubernetesReports:
             async with asyncio.timeout(BEFORE_LAUNCH_SECONDS):
                 await self._write_peer_pod(sandbox, "")
         except (AwayError, TimeoutError) as error:
+            self._away = True  # until the other loop, which has news in a moment, finds otherwise
             log.warning("the PeerPod of sandbox %s is written later: %s", sandbox.id, error or "no answer in time")
         except RefusedError as error:
             self._complain("PeerPod objects", error)

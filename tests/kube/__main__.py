@@ -33,6 +33,7 @@ class ApiServer:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.answering = threading.Event()
         self.reset()
 
     def reset(self) -> None:
@@ -40,12 +41,20 @@ class ApiServer:
         self.calls: list[dict[str, Any]] = []
         self.refusing: list[dict[str, Any]] = []
         self.down = False
+        self.answering.set()
 
     # Control verbs
 
     def set_down(self, down: bool) -> None:
         """Whether every connection is reset."""
         self.down = down
+
+    def set_silent(self, silent: bool) -> None:
+        """Whether no call is answered; when it ends, those that wait are."""
+        if silent:
+            self.answering.clear()
+        else:
+            self.answering.set()
 
     def refuse(self, code: int, resource: str, times: int) -> None:
         """Answer the next `times` calls about a resource ("" is any) with this code."""
@@ -81,6 +90,7 @@ class ApiServer:
         if parts.path.startswith("/_control/"):
             with self.lock:
                 return 200, getattr(self, parts.path.removeprefix("/_control/"))(**(body or {}))
+        self.answering.wait()
         with self.lock:
             try:
                 return self._answer(method, parts.path, parts.query, headers, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.objects import FINALIZER, RESOURCE
+from caa.kubernetes.reports import BEFORE_LAUNCH_SECONDS
 from providers.base import ConfigError
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
@@ -182,6 +184,23 @@ def test_sandboxes_go_on_while_the_api_server_is_down_and_it_catches_up_even_aft
     )
     assert peer_pod["spec"]["instanceID"] in alive(account)
     assert kube.reasons("before") == STARTED
+
+
+def test_of_an_api_server_that_does_not_answer_one_start_waits_two_seconds_and_the_next_none(
+    kube: KubeApiServer, service: ServiceProcess
+) -> None:
+    for pod in ("first", "second"):
+        kube.add_pod(pod)
+    kube.do("set_silent", silent=True)
+    begun = time.monotonic()
+    started(service, "first")
+    between = time.monotonic()
+    started(service, "second")
+    assert time.monotonic() - between < BEFORE_LAUNCH_SECONDS <= between - begun < 2 * BEFORE_LAUNCH_SECONDS
+    kube.do("set_silent", silent=False)
+    for pod in ("first", "second"):
+        eventually(partial(kube.reasons, pod), lambda seen: seen == STARTED)
+    eventually(kube.peer_pods, lambda seen: len(seen) == 2)
 
 
 def test_an_answer_that_passes_is_tried_again_and_nothing_is_told_twice(
