@@ -130,9 +130,9 @@ class Group:
             )
         self._check_quota(size, market)
         fails = not self.conditions.take(self.conditions.failing, size, zone, market)
-        failure = (
-            ("AllocationFailed", f"Allocation failed. There is not sufficient capacity for {size}.") if fails else None
-        )
+        code = "ZonalAllocationFailed" if zone else "AllocationFailed"
+        text = f"Allocation failed. We do not have sufficient capacity for the requested VM size {size}."
+        failure = (code, text) if fails else None
         return 201, self._make(path, body, about, failure)
 
     def _checked(self, body: Resource) -> tuple[Resource, str, str, str]:
