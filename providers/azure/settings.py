@@ -198,6 +198,18 @@ class AzureKeys(Keys):
         le=4095,  # of an OS disk
         description="Size of the root disk in GiB; 0 is the image's own.",
     )
+    gallery_name: str = Field(
+        "",
+        alias="IMAGE_GALLERY_NAME",
+        pattern=r"^[A-Za-z0-9_.]{0,80}$",
+        description="Gallery of images that are built; one named after the cluster if not set.",
+    )
+    definition_name: str = Field(
+        "",
+        alias="IMAGE_DEFINITION_NAME",
+        pattern=r"^[A-Za-z0-9_.-]{0,80}$",
+        description="Image definition in it; one for each architecture and security type if not set.",
+    )
     tags: Tags = Field((), alias="TAGS", description="More tags for all that is made: name=value, separated by commas.")
     resource_manager: str = Field(
         "https://management.azure.com",
