@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
 
-from providers.base import ConfigError, Problem
+from providers.base import ConfigError, Market, Problem
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -45,10 +45,30 @@ def _csv(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _pairs(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    pairs = []
+    for part in value.split(","):
+        key, equals, text = (word.strip() for word in part.partition("="))
+        if not equals or not key:
+            raise ValueError(f'must be a list such as "team=blue,stage=test"; {part!r} has no key or no "="')
+        pairs.append((key, text))
+    return tuple(pairs)
+
+
+# What PODVM_MARKET may say: the markets to ask for, the preferred one first.
+MARKETS = {
+    "on-demand": (Market.ON_DEMAND,),
+    "spot": (Market.SPOT,),
+    "spot-then-on-demand": (Market.SPOT, Market.ON_DEMAND),
+}
 Duration = Annotated[float, BeforeValidator(_duration)]
 """Seconds."""
 Flag = Annotated[bool, BeforeValidator(_flag)]
 CsvList = Annotated[tuple[str, ...], BeforeValidator(_csv)]
+Pairs = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)]
+"""key=value, separated by commas."""
 Secret = SecretStr
 
 

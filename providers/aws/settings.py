@@ -8,30 +8,18 @@ profile. Where the APIs are is boto's AWS_ENDPOINT_URL.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from providers.base import Market
-from providers.keys import CsvList, Flag, Keys
+from providers.keys import MARKETS, CsvList, Flag, Keys, Pairs
 
 # Every tag of ours is below this, so that no other tool's tag is taken for one.
 TAG_PREFIX = "peerpods.caa/"
 # EC2's limits on tags: 50 on a resource, of which Name and ours take 8.
 _MOST_TAGS = 42
 _LONGEST_TAG_KEY, _LONGEST_TAG_VALUE = 128, 256
-
-
-def _tags(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    pairs = []
-    for part in value.split(","):
-        key, equals, text = (word.strip() for word in part.partition("="))
-        if not equals or not key:
-            raise ValueError(f'must be a list such as "team=blue,stage=test"; {part!r} has no key or no "="')
-        pairs.append((key, text))
-    return tuple(pairs)
 
 
 def _fit_for_ec2(tags: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
@@ -61,7 +49,7 @@ def _each(prefix: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Tags = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_tags), AfterValidator(_fit_for_ec2)]
+Tags = Annotated[Pairs, AfterValidator(_fit_for_ec2)]
 _TYPE = r"^[a-z0-9-]+\.[a-z0-9-]+$"
 
 
@@ -196,11 +184,7 @@ class AwsKeys(Keys):
     @property
     def markets(self) -> tuple[Market, ...]:
         """The preferred one first."""
-        return {
-            "on-demand": (Market.ON_DEMAND,),
-            "spot": (Market.SPOT,),
-            "spot-then-on-demand": (Market.SPOT, Market.ON_DEMAND),
-        }[self.market]
+        return MARKETS[self.market]
 
 
 KEYS = AwsKeys

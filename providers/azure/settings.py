@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from providers.base import Market
-from providers.keys import CsvList, Flag, Keys
+from providers.keys import MARKETS, CsvList, Flag, Keys, Pairs
 
 # Every tag of ours begins so, so that no other tool's tag is taken for one. Azure allows no "/" in a tag's name.
 TAG_PREFIX = "peerpods-caa-"
@@ -25,18 +25,6 @@ _IMAGE = re.compile(
     r"|/SharedGalleries/[^/]+/Images/[^/]+/Versions/[^/]+)",
     re.IGNORECASE,
 )
-
-
-def _tags(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    pairs = []
-    for part in value.split(","):
-        name, equals, text = (word.strip() for word in part.partition("="))
-        if not equals or not name:
-            raise ValueError(f'must be a list such as "team=blue,stage=test"; {part!r} has no name or no "="')
-        pairs.append((name, text))
-    return tuple(pairs)
 
 
 def _fit_for_arm(tags: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
@@ -95,7 +83,7 @@ def _zones(values: tuple[str, ...]) -> tuple[str, ...]:
 
 _SUBNET = "/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.Network/virtualNetworks/NET/subnets/NAME"
 _NSG = "/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.Network/networkSecurityGroups/NAME"
-Tags = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_tags), AfterValidator(_fit_for_arm)]
+Tags = Annotated[Pairs, AfterValidator(_fit_for_arm)]
 
 
 class AzureKeys(Keys):
@@ -226,11 +214,7 @@ class AzureKeys(Keys):
     @property
     def markets(self) -> tuple[Market, ...]:
         """The preferred one first."""
-        return {
-            "on-demand": (Market.ON_DEMAND,),
-            "spot": (Market.SPOT,),
-            "spot-then-on-demand": (Market.SPOT, Market.ON_DEMAND),
-        }[self.market]
+        return MARKETS[self.market]
 
 
 KEYS = AzureKeys
