@@ -1,0 +1,51 @@
+"""What is installed for the node's service: valid for the newest versions of Kubernetes, and true to the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from caa.kubernetes.objects import peer_pod
+from tests.unit.test_podevents import sandbox
+from tests.webhook.test_manifests import VERSIONS
+
+PLACE = Path(__file__).parents[2] / "docker" / "kubernetes" / "node"
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    """All that the kustomization names; it uses `resources` and nothing else."""
+    kustomization = yaml.safe_load((PLACE / "kustomization.yaml").read_text())
+    assert set(kustomization) == {"apiVersion", "kind", "resources"}
+    for name in kustomization["resources"]:
+        yield from yaml.safe_load_all((PLACE / name).read_text())
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    (found,) = [manifest for manifest in manifests() if manifest["kind"] == kind]
+    return found
+
+
+def rights() -> set[tuple[str, str]]:
+    """Verb and resource of all that the role allows."""
+    rules = of_kind("ClusterRole")["rules"]
+    return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid(version: str) -> None:
+    for manifest in manifests():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_a_peer_pod_has_the_fields_of_its_definition() -> None:
+    definition = of_kind("CustomResourceDefinition")["spec"]
+    (version,) = definition["versions"]
+    written = peer_pod(sandbox(), "uid", "aws", "i-1")
+    assert written["apiVersion"] == f"{definition['group']}/{version['name']}"
+    assert written["kind"] == definition["names"]["kind"]
+    assert set(written["spec"]) == set(version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"])
