@@ -56,6 +56,8 @@ from caa.sources import Merged, Sources
 from caa.starting import Starting
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
+from caa.web.login import BrowserLogin
+from caa.web.page import Page, page_router
 from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
@@ -157,7 +159,10 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         )
         node.watchers.append(metrics.on_event)
         cloud.watcher, limiter.watcher = metrics.on_call, metrics.on_turn
-        app = build_app(lifecycle, LedgerReader(ledger), health, reload, images, metadata, auditor, metrics)
+        reader = LedgerReader(ledger)
+        app = build_app(lifecycle, reader, health, reload, images, metadata, auditor, metrics)
+        page = Page(reader, health, images, clock, settings.node_name, provider.name, prices, lambda: auditor.latest)
+        app.include_router(page_router(page))
         await stack.enter_async_context(_doors(settings, lifecycle, app))
         await ensure_proxy(settings.run_dir, settings.state_dir)
         reconciler = Reconciler(
@@ -309,7 +314,7 @@ def _reports(node: Node) -> KubernetesReports:
 async def _doors(settings: Settings, lifecycle: Lifecycle, app: ASGIApp) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(app, settings)
+    rest_door = RestServer(app, settings, BrowserLogin)
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

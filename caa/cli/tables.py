@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from caa.age import age
+
 SHORT_ID = 12
 # Where output is read by a program or a pager, lines are never folded.
 _UNFOLDED = 10_000
@@ -146,15 +148,6 @@ def _row(sandbox: dict[str, Any], now: datetime) -> tuple[str, ...]:
         instance.get("address") or "-",
         age((now - datetime.fromisoformat(sandbox["created_at"])).total_seconds()),
     )
-
-
-def age(seconds: float) -> str:
-    """A length of time in its largest unit: 59s, 3m, 5h, 12d. Clocks that disagree give 0s."""
-    whole = max(0, int(seconds))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if whole >= size:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"
 
 
 def _time(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -35,6 +36,8 @@ from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, Sa
 from caa.settings import Settings, load
 from caa.sizing import Policy, requirements
 from caa.unavailable import Unavailable
+from caa.web.login import BrowserLogin
+from caa.web.page import Page, page_router
 from providers.base import Offering
 
 USER_DATA = b"#cloud-config with a private key"
@@ -187,7 +190,18 @@ class Service:
         self.audit = Audit(BORN, ())
         """What an audit finds; a test may exchange it."""
         self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images, metadata, self, self)
-        self.rest = RestServer(self.app, settings)
+        page = Page(
+            LedgerReader(ledger),
+            self.health,
+            images,
+            SystemClock(),
+            "node-1",
+            "aws",
+            {("m6a.large", ""): 0.0864},
+            lambda: self.audit,
+        )
+        self.app.include_router(page_router(page))
+        self.rest = RestServer(self.app, settings, BrowserLogin)
 
     async def look(self) -> Audit:
         return self.audit
@@ -248,6 +262,12 @@ def serving(settings: Settings) -> Iterator[Service]:
     finally:
         thread.join(PATIENCE_S)
         ledger.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def sandbox_body(sandbox_id: str, pod: str = "shop/web", **annotations: str) -> dict[str, object]:

@@ -22,13 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from caa.api.rest.server import RestServer
 from providers.base import ConfigError
-from tests.wire.rest_service import Service, serving, settings_in
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+from tests.wire.rest_service import Service, free_port, serving, settings_in
 
 
 def token_file(directory: Path, mode: int = 0o600) -> Path:

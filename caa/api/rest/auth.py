@@ -19,7 +19,7 @@ KEY = "CAA_API_TOKEN_FILE"
 # What 128 random bits take as base64; a shorter one can be guessed or is a mistake.
 SHORTEST_TOKEN = 22
 # Longer than any token; a file beyond it is some other file.
-_FILE_LIMIT = 4096
+LONGEST_TOKEN = 4096
 # An orchestrator's probes can hold no secret.
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
 
@@ -43,6 +43,16 @@ class TokenFile:
             self._token, self._seen = b"", None
         return bool(self._token) and hmac.compare_digest(given, self._token)
 
+    def page_cookie(self) -> str:
+        """What a browser that has shown the token is given: it opens the page, and says nothing of the token."""
+        return hmac.new(self._token, b"the page's cookie", "sha256").hexdigest()
+
+    def opens_page(self, cookie: str) -> bool:
+        """Whether it is the cookie of the token that holds now."""
+        # `fits` reads the file again, and forgets a token that no longer serves.
+        self.fits(b"")
+        return bool(self._token) and hmac.compare_digest(cookie.encode(), self.page_cookie().encode())
+
     def _refresh(self) -> None:
         try:
             with self._path.open("rb") as stream:
@@ -55,12 +65,12 @@ class TokenFile:
                     )
                 if seen == self._seen:
                     return
-                token = stream.read(_FILE_LIMIT + 1).strip()
+                token = stream.read(LONGEST_TOKEN + 1).strip()
         except OSError as error:
             raise self._error(f"cannot be read: {error.strerror}") from None
-        if not SHORTEST_TOKEN <= len(token) <= _FILE_LIMIT or any(not 0x21 <= byte <= 0x7E for byte in token):
+        if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or any(not 0x21 <= byte <= 0x7E for byte in token):
             raise self._error(
-                f"must hold one token of {SHORTEST_TOKEN} to {_FILE_LIMIT} printable ASCII characters and no spaces"
+                f"must hold one token of {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable ASCII characters and no spaces"
             )
         self._token, self._seen = token, seen
 

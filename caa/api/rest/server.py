@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import uvicorn
@@ -51,8 +51,15 @@ class Named:
 class RestServer:
     """The REST interface's sockets. The unix socket is for root; TCP wants what the settings say."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        browsers: Callable[[ASGIApp, ASGIApp, TokenFile], ASGIApp] = lambda app, guarded, token: guarded,
+    ) -> None:
+        """`browsers` makes what stands in front of the application and its guard where TCP callers need a token."""
         self._app = Named(app)
+        self._browsers = browsers
         self._settings = settings
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._socket_inode: tuple[int, int] | None = None
@@ -96,7 +103,11 @@ class RestServer:
     def _tcp_config(self) -> uvicorn.Config:
         settings = self._settings
         token = settings.api_token_file
-        config = _config(BearerAuth(self._app, TokenFile(token)) if token else self._app)
+        app: ASGIApp = self._app
+        if token:
+            known = TokenFile(token)
+            app = self._browsers(self._app, BearerAuth(self._app, known), known)
+        config = _config(app)
         config.load()
         if settings.api_cert_file and settings.api_key_file:
             config.ssl = _tls(settings.api_cert_file, settings.api_key_file, settings.api_client_ca_file)

@@ -1,0 +1,1 @@
+"""The page at `/`: what a worker node runs, for people. Read-only, and whole without the internet."""

@@ -1,0 +1,88 @@
+// Filters the table, and keeps it as the service says. Without it the page is whole, and as old as its loading.
+"use strict";
+const byId = (id) => document.getElementById(id);
+const table = byId("sandboxes"), one = byId("one"), live = byId("live");
+
+function age(then) {
+  const seconds = Math.max(0, Math.floor((Date.now() - Date.parse(then)) / 1000));
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "m"]]) {
+    if (seconds >= size) return Math.floor(seconds / size) + unit;
+  }
+  return seconds + "s";
+}
+
+function filter() {
+  const words = byId("q").value.toLowerCase().split(/\s+/).filter(Boolean), state = byId("state").value;
+  let shown = 0;
+  for (const row of table.tBodies[0].rows) {
+    const fits = (!state || row.dataset.state === state) && words.every((word) => row.dataset.text.includes(word));
+    row.hidden = !fits;
+    shown += fits;
+  }
+  const text = shown + " shown";
+  if (byId("shown").textContent !== text) byId("shown").textContent = text;
+  byId("empty").hidden = shown > 0;
+}
+
+function replaceRow(id, html) {
+  const holder = document.createElement("template");
+  holder.innerHTML = html;
+  const fresh = holder.content.querySelector("tr"), old = byId("sandbox-" + id);
+  if (!old) {
+    // A new row comes first. What a reader looks at further down stays where it is: browsers anchor the scrolling.
+    table.tBodies[0].prepend(fresh);
+    return;
+  }
+  const links = [...old.querySelectorAll("a")], focused = links.indexOf(document.activeElement);
+  old.replaceWith(fresh);
+  if (focused >= 0) fresh.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
+}
+
+async function refreshOne() {
+  const answer = await fetch(location.pathname);
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("one");
+  const links = [...one.querySelectorAll("a")], focused = links.indexOf(document.activeElement);
+  one.replaceChildren(...fresh.childNodes);
+  if (focused >= 0) one.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
+}
+
+if (table) {
+  const query = new URLSearchParams(location.search);
+  byId("q").value = query.get("q") || "";
+  byId("state").value = query.get("state") || "";
+  byId("filter").addEventListener("submit", (event) => event.preventDefault());
+  byId("filter").addEventListener("input", () => {
+    filter();
+    const kept = new URLSearchParams(Object.entries({ q: byId("q").value, state: byId("state").value }).filter((p) => p[1]));
+    history.replaceState(null, "", kept.size ? "?" + kept : location.pathname);
+  });
+  filter();
+  setInterval(() => {
+    for (const time of table.querySelectorAll("time")) {
+      const text = age(time.dateTime);
+      if (time.textContent !== text) time.textContent = text;
+    }
+  }, 10000);
+}
+
+const stream = new EventSource("/events?after=" + (table || one).dataset.after);
+const say = (text) => { if (live.textContent !== text) live.textContent = text; };
+stream.onopen = () => say("Live");
+stream.onerror = () => say("Not connected; trying again …");
+stream.addEventListener("rows", (event) => {
+  const rows = JSON.parse(event.data);
+  if (one) {
+    if (one.dataset.sandbox in rows) refreshOne();
+    return;
+  }
+  for (const [id, html] of Object.entries(rows)) replaceRow(id, html);
+  filter();
+});
+stream.addEventListener("status", (event) => {
+  const status = byId("status");
+  if (!status) return;
+  const open = status.querySelector("details")?.open;
+  status.innerHTML = JSON.parse(event.data);
+  if (open) status.querySelector("details")?.setAttribute("open", "");
+});

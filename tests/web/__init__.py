@@ -1,0 +1,1 @@
+"""Finds the page tested in a browser."""

@@ -1,0 +1,280 @@
+"""The page at `/`, in a real browser, over the real REST service."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from caa.sandbox import AttemptState, Event, SandboxState
+from caa.web.consoles import console_link
+from providers.base import Market, Offering
+from tests.ledger import samples
+from tests.wire.rest_service import PATIENCE_S, Service, free_port, sandbox_body, serving, settings_in
+
+TOKEN = "a-token-that-only-this-test-knows"
+MANY = 1000
+ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Names the file that the picture in the documentation is written to.
+PICTURE = "CAA_PAGE_PICTURE"
+PODS = ("shop/web", "shop/cart", "billing/invoices", "ml/train", "ml/serve", "ops/backup")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service over TCP, with a token."""
+    directory = tmp_path_factory.mktemp("page")
+    token = directory / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    keys = {"CAA_API_LISTEN": f"127.0.0.1:{free_port()}", "CAA_API_TOKEN_FILE": str(token)}
+    with serving(settings_in(directory, **keys)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium of the distribution."""
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    """A tab that is logged in. No test may leave an error on its console."""
+    context = browser.new_context(base_url=service.tcp_url, viewport={"width": 1360, "height": 760})
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE_S * 1000)
+    said: list[str] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            said.append(message.text)
+
+    answer = context.request.post("/login", form={"token": TOKEN})
+    assert answer.ok, answer.text()
+    tab.on("console", hear)
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    yield tab
+    context.close()
+    assert said == []
+
+
+def add(service: Service, number: int) -> str:
+    """A sandbox of some age in some state, with an instance."""
+    sandbox_id = f"{number:04x}" * 16
+    at = datetime.now(UTC) - timedelta(minutes=number + 2)
+    namespace, name = PODS[number % len(PODS)].split("/")
+    state = SandboxState.FAILED if number % 7 == 5 else SandboxState.RUNNING
+    failure = (
+        ("InsufficientInstanceCapacity", "no zone has capacity left") if state is SandboxState.FAILED else ("", "")
+    )
+    found = service.ledger.add_sandbox(
+        samples.sandbox(
+            sandbox_id,
+            node="worker-1",
+            pod_namespace=namespace,
+            pod_name=f"{name}-{number}",
+            state=SandboxState.STARTING,
+            created_at=at,
+            changed_at=at,
+        )
+    )
+    market = Market.SPOT if number % 3 == 0 else Market.ON_DEMAND
+    attempt = samples.attempt(
+        sandbox_id, offering=Offering("m6a.large", f"eu-west-1{'abc'[number % 3]}", 2, 8192, market), created_at=at
+    )
+    added = service.ledger.add_attempt(attempt, sandbox_version=found.version)
+    service.ledger.save_attempt(
+        replace(added, state=AttemptState.ACCEPTED, instance_id=f"i-{number:017x}", addresses=("10.0.0.7",))
+    )
+    current = service.ledger.sandbox(sandbox_id)
+    assert current is not None
+    if state is SandboxState.FAILED:
+        current = service.ledger.save_sandbox(replace(current, state=SandboxState.STOPPING))
+    service.ledger.save_sandbox(
+        replace(current, state=state, changed_at=at, failure_reason=failure[0], failure=failure[1])
+    )
+    return sandbox_id
+
+
+def trail(service: Service, sandbox_id: str) -> None:
+    """The events of a start that a full zone held up."""
+    begun = datetime.now(UTC) - timedelta(minutes=2)
+    for seconds, kind, message, data in (
+        (0.0, "StartRequested", "the shim asks for the VM", {}),
+        (0.4, "LaunchIntended", "m6a.large in eu-west-1b, spot", {}),
+        (2.1, "LaunchRefused", "the zone is full", {"outcome": "refused"}),
+        (2.2, "LaunchIntended", "m6a.large in eu-west-1a, spot", {}),
+        (3.6, "LaunchAccepted", "the cloud accepted", {}),
+        (5.0, "AddressKnown", "10.0.0.7", {}),
+        (31.0, "Running", "the agent answered", {"port_open_seconds": 22.0, "agent_seconds": 26.0, "state": "running"}),
+    ):
+        at = begun + timedelta(seconds=seconds)
+        service.ledger.add_event(Event(sandbox_id, at, kind, message, data=dict(data), node="worker-1"))
+
+
+@pytest.fixture(scope="module")
+def few(service: Service) -> str:
+    """Some sandboxes; the id of one with a timeline."""
+    ids = [add(service, number) for number in range(14)]
+    trail(service, ids[0])
+    return ids[0]
+
+
+def test_a_browser_without_the_token_gets_the_login_form_and_with_it_the_page(
+    browser: Browser, service: Service, few: str
+) -> None:
+    context = browser.new_context(base_url=service.tcp_url)
+    tab = context.new_page()
+    tab.goto("/")
+    expect(tab.get_by_role("heading", name="Log in")).to_be_visible()
+    assert few not in tab.content()
+    assert serious(tab) == []
+    tab.get_by_label("Token").fill("not the token")
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("alert")).to_contain_text("not the token")
+    tab.get_by_label("Token").fill(TOKEN)
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("table")).to_be_visible()
+    (cookie,) = context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert TOKEN not in cookie["value"]
+    context.close()
+
+
+def test_the_cookie_opens_the_page_and_no_route_of_the_rest_interface(service: Service) -> None:
+    with httpx.Client(base_url=service.tcp_url) as client:
+        assert client.get("/events").status_code == 401
+        assert client.get("/sandboxes/x").status_code == 401
+        assert client.post("/login", data={"token": TOKEN}).status_code == 303
+        assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
+        assert client.get("/v1/sandboxes").status_code == 401
+        assert client.post("/v1/sandboxes/x/stop").status_code == 401
+        assert client.get("/", headers={"Cookie": b"caa_page=\xe9"}).status_code == 401
+
+
+def test_the_unix_socket_needs_no_token(service: Service) -> None:
+    with service.client() as client:
+        assert "Sandboxes and their VMs" in client.get("/").text
+
+
+def test_a_start_appears_without_reload(page: Page, service: Service, few: str) -> None:
+    page.goto("/")
+    expect(page.locator("#live")).to_have_text("Live")
+    page.evaluate("window.sameDocument = true")
+    page.locator(f"#sandbox-{few} a").first.focus()
+    with service.client() as client:
+        client.post("/v1/sandboxes", json=sandbox_body("fresh", "shop/fresh")).raise_for_status()
+        expect(page.locator("#sandbox-fresh .state")).to_have_text("created")
+        client.post("/v1/sandboxes/fresh/start").raise_for_status()
+    expect(page.locator("#sandbox-fresh .state")).to_have_text("running")
+    assert page.evaluate("window.sameDocument")
+    assert page.evaluate("document.activeElement.closest('tr').id") == f"sandbox-{few}"
+
+
+def test_search_and_state_filter_the_table_and_stay_in_the_address(page: Page, few: str) -> None:
+    page.goto("/")
+    page.get_by_label("Search").fill("billing eu-west-1c")
+    expect(page.locator("tbody tr:visible")).to_have_count(2)
+    page.get_by_label("State").select_option("failed")
+    expect(page.locator("#shown")).to_have_text("0 shown")
+    page.get_by_label("Search").fill("")
+    expect(page.locator("tbody tr:visible")).to_have_count(2)
+    page.reload()
+    expect(page.locator("tbody tr:visible")).to_have_count(2)
+
+
+def test_a_timeline_shows_each_phase_as_a_bar(page: Page, few: str) -> None:
+    page.goto(f"/sandboxes/{few}")
+    rows = page.locator(".timeline tbody tr")
+    names = [text.split()[0] for text in rows.locator("th").all_inner_texts()]
+    assert names == ["choose", "launch", "choose", "launch", "address", "boot", "agent"]
+    widths = [
+        int(width or 0)
+        for width in rows.locator(".fill").evaluate_all("all => all.map(one => one.getAttribute('width'))")
+    ]
+    assert max(widths) == widths[5]  # boot
+    expect(rows.nth(5)).to_contain_text("22.00 s")
+    expect(rows.nth(1)).to_contain_text("LaunchRefused")
+
+
+def test_the_keyboard_reaches_everything_in_the_order_of_reading(page: Page, few: str) -> None:
+    page.goto("/")
+    seen = []
+    for _ in range(7):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("(document.activeElement.id || document.activeElement.textContent).trim()"))
+    assert seen[0] == "Skip to the content"
+    assert seen[2:4] == ["q", "state"]
+    page.locator(f"#sandbox-{few} a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="shop/web-0")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("where", ["table", "timeline"])
+def test_axe_finds_nothing_serious(page: Page, few: str, scheme: str, where: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.goto(f"/sandboxes/{few}" if where == "timeline" else "/")
+    assert serious(page) == []
+
+
+def serious(page: Page) -> list[object]:
+    """What axe-core says of the page."""
+    found = Axe().run(page).response["violations"]
+    return [one for one in found if one["impact"] in ("serious", "critical")]
+
+
+def test_the_picture_of_the_documentation(page: Page, few: str) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.goto("/")
+    expect(page.locator("#live")).to_have_text("Live")
+    picture = os.environ.get(PICTURE)
+    shot = page.screenshot()
+    if picture:
+        Path(picture).write_bytes(shot)
+        page.goto(f"/sandboxes/{few}")
+        Path(picture).with_name("timeline.png").write_bytes(page.screenshot())
+
+
+def test_a_thousand_sandboxes_are_there_within_a_second(page: Page, service: Service, few: str) -> None:
+    for number in range(14, MANY):
+        add(service, number)
+    took = []
+    for _ in range(3):
+        begun = time.monotonic()
+        page.goto("/", wait_until="load")
+        took.append(time.monotonic() - begun)
+        assert page.locator("tbody tr").count() >= MANY
+    print(f"loads of {MANY} sandboxes took {took} s")
+    assert min(took) <= 1.0
+
+
+def test_each_cloud_has_its_link_into_the_console() -> None:
+    assert console_link("aws", "eu-west-1a", "i-1") == (
+        "https://eu-west-1.console.aws.amazon.com/ec2/home?region=eu-west-1#InstanceDetails:instanceId=i-1"
+    )
+    vm = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/v"
+    assert console_link("azure", "1", vm) == f"https://portal.azure.com/#resource{vm}"
+    assert console_link("ibmcloud", "eu-de-1", "02c7_x").endswith("/eu-de~02c7_x/overview")
+    assert console_link("libvirt", "", "podvm-web") == console_link("aws", "", "i-1") == ""
