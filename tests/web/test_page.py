@@ -120,7 +120,7 @@ def add(service: Service, number: int) -> str:
 def trail(service: Service, sandbox_id: str) -> None:
     """The events of a start that a full zone held up."""
     begun = datetime.now(UTC) - timedelta(minutes=2)
-    for seconds, kind, message, data in (
+    steps: tuple[tuple[float, str, str, dict[str, str | int | float | bool]], ...] = (
         (0.0, "StartRequested", "the shim asks for the VM", {}),
         (0.4, "LaunchIntended", "m6a.large in eu-west-1b, spot", {}),
         (2.1, "LaunchRefused", "the zone is full", {"outcome": "refused"}),
@@ -128,9 +128,10 @@ def trail(service: Service, sandbox_id: str) -> None:
         (3.6, "LaunchAccepted", "the cloud accepted", {}),
         (5.0, "AddressKnown", "10.0.0.7", {}),
         (31.0, "Running", "the agent answered", {"port_open_seconds": 22.0, "agent_seconds": 26.0, "state": "running"}),
-    ):
+    )
+    for seconds, kind, message, data in steps:
         at = begun + timedelta(seconds=seconds)
-        service.ledger.add_event(Event(sandbox_id, at, kind, message, data=dict(data), node="worker-1"))
+        service.ledger.add_event(Event(sandbox_id, at, kind, message, data=data, node="worker-1"))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_the_cookie_opens_the_page_and_no_route_of_the_rest_interface(service: S
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
         assert client.get("/v1/sandboxes").status_code == 401
         assert client.post("/v1/sandboxes/x/stop").status_code == 401
-        assert client.get("/", headers={"Cookie": b"caa_page=\xe9"}).status_code == 401
+        assert client.get("/", headers={b"Cookie": b"caa_page=\xe9"}).status_code == 401
 
 
 def test_the_unix_socket_needs_no_token(service: Service) -> None:
