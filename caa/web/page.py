@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path as FilePath
@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import caa
-from caa.api.reader import LedgerReader
+from caa.api.reader import LedgerReader, SandboxRecord
 from caa.api.rest.images import Images
 from caa.api.rest.routers import Health
 from caa.audit import Audit
@@ -34,6 +34,8 @@ ENDED_FOR = timedelta(days=1)
 ROWS = 2000
 # How often a stream asks the ledger whether anything happened: one look at an index.
 LOOK_SECONDS = 0.5
+# The head of the page reads all sandboxes where any changed, so it may be a little older than the rows. In looks.
+_STATUS_LOOKS = 4
 # A stream without anything to say says so, or proxies close it. In looks.
 _QUIET_LOOKS = 30
 # Events read in one look; a burst beyond it is read in the next one.
@@ -79,13 +81,15 @@ class Page:
         rows = [row(record, self.provider, self.prices, now) for record in records]
         last = await self.reader.last_event_id()
         states = [state.value for state in SandboxState]
-        return _render("page.html", rows=rows, states=states, last=last, node=self.node, status=await self.status())
+        status = await self.status(_counts(records))
+        return _render("page.html", rows=rows, states=states, last=last, node=self.node, status=status)
 
-    async def status(self) -> str:
+    async def counts(self) -> Counter[str]:
+        """The sandboxes on the page, by state."""
+        return _counts(await self.reader.recent(self.clock.now() - ENDED_FOR, ROWS))
+
+    async def status(self, counts: Counter[str]) -> str:
         """Node health, sandboxes by state, the image being built, and what an audit found."""
-        now = self.clock.now()
-        records = await self.reader.recent(now - ENDED_FOR, ROWS)
-        counts = Counter(record.sandbox.state.value for record in records)
         open_images = [image for image in await self.images.images() if image.state in OPEN_STATES]
         audit = self.audit()
         return _render(
@@ -122,22 +126,26 @@ class Page:
 
     async def stream(self, after: int) -> AsyncIterator[str]:
         """Server-sent events: `rows` when something happened, `status` when that differs."""
-        said, quiet = "", 0
+        said, counts, stale, look = "", Counter[str](), True, 0
         while True:
             try:
                 last, rows = await self.changed(after)
-                status = await self.status() if last != after or quiet % 4 == 0 else said
+                stale = stale or last != after
+                if last != after:
+                    after = last
+                    yield f"event: rows\nid: {after}\ndata: {json.dumps(rows)}\n\n"
+                if look % _STATUS_LOOKS == 0:
+                    if stale:
+                        counts, stale = await self.counts(), False
+                    status = await self.status(counts)
+                    if status != said:
+                        said = status
+                        yield f"event: status\ndata: {json.dumps(status)}\n\n"
             except UnavailableError:  # the ledger will be back
-                last, rows, status = after, {}, said
-            quiet = 0 if last != after or status != said else quiet + 1
-            if last != after:
-                after = last
-                yield f"event: rows\nid: {after}\ndata: {json.dumps(rows)}\n\n"
-            if status != said:
-                said = status
-                yield f"event: status\ndata: {json.dumps(status)}\n\n"
-            elif quiet % _QUIET_LOOKS == _QUIET_LOOKS - 1:
-                yield ": nothing happened\n\n"
+                pass
+            look += 1
+            if look % _QUIET_LOOKS == 0:
+                yield ": still here\n\n"
             await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -173,6 +181,10 @@ def page_router(page: Page) -> APIRouter:
 def login_form(wrong: bool) -> Response:
     """What a browser that has not shown the token gets."""
     return HTMLResponse(_render("login.html", wrong=wrong), status_code=401, headers=HEADERS)
+
+
+def _counts(records: Iterable[SandboxRecord]) -> Counter[str]:
+    return Counter(record.sandbox.state.value for record in records)
 
 
 def _image(image: PodVmImage) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def test_the_unix_socket_needs_no_token(service: Service) -> None:
 
 def test_a_start_appears_without_reload(page: Page, service: Service, few: str) -> None:
     page.goto("/")
+    expect(page.locator("#status")).to_contain_text("12 running")
     expect(page.locator("#live")).to_have_text("Live")
     page.evaluate("window.sameDocument = true")
     page.locator(f"#sandbox-{few} a").first.focus()
@@ -189,6 +190,7 @@ def test_a_start_appears_without_reload(page: Page, service: Service, few: str) 
         expect(page.locator("#sandbox-fresh .state")).to_have_text("created")
         client.post("/v1/sandboxes/fresh/start").raise_for_status()
     expect(page.locator("#sandbox-fresh .state")).to_have_text("running")
+    expect(page.locator("#status")).to_contain_text("13 running")
     assert page.evaluate("window.sameDocument")
     assert page.evaluate("document.activeElement.closest('tr').id") == f"sandbox-{few}"
 
@@ -262,7 +264,7 @@ def test_a_thousand_sandboxes_are_there_within_a_second(page: Page, service: Ser
     for number in range(14, MANY):
         add(service, number)
     took = []
-    for _ in range(3):
+    for _ in range(6):  # the machine may be busy with other tests; the best tells what the page needs
         begun = time.monotonic()
         page.goto("/", wait_until="load")
         took.append(time.monotonic() - begun)
