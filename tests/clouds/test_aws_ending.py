@@ -47,7 +47,8 @@ def test_a_listed_instance_is_the_launched_one(lab: Lab) -> None:
     provider = lab.provider()
     launched = provider.launch(lab.request())
     (listed,) = provider.instances(SCOPE)
-    assert replace(listed, state=launched.state) == launched
+    # Which call made it is told by that call only.
+    assert replace(listed, state=launched.state, request_id=launched.request_id) == launched
 
 
 def test_terminating_takes_everything_along_and_may_be_repeated(lab: Lab) -> None:
