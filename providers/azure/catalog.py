@@ -58,6 +58,9 @@ class Size:
     gpu_model: str
     confidential: bool
     spot: bool
+    premium: bool  # takes premium disks, which root disks are
+    generations: frozenset[str]  # of images that it boots, V1 and V2; empty when not told
+    trusted_launch: bool
     zones: frozenset[str]
     barred: Mapping[str, str]
 
@@ -65,6 +68,8 @@ class Size:
         """Why ARM would refuse it as things are, in words that follow its name; "" when it would not."""
         if not keys.disable_cvm and not self.confidential:
             return WITHOUT_CVM
+        if not self.premium:
+            return "takes no premium disks"
         if zone and zone not in self.zones:
             return f"is not in zone {zone} of {keys.region}"
         return self.barred.get(zone) or self.barred.get("", "")
@@ -209,16 +214,23 @@ def _size(name: str, sku: Mapping[str, Any]) -> Size:
     return Size(
         name=name,
         family=str(sku.get("family", "")),
-        vcpus=int(has.get("vCPUs", 0)),
+        vcpus=int(has.get("vCPUsAvailable") or has.get("vCPUs", 0)),
         memory_mib=int(float(has.get("MemoryGB", 0)) * 1024),
         arch=_ARCHITECTURES.get(str(has.get("CpuArchitectureType", "x64")).lower(), ""),
         gpus=int(has.get("GPUs", 0)),
         gpu_model=model[1].upper() if model else "",
         confidential=bool(has.get("ConfidentialComputingType")),
-        spot=str(has.get("LowPriorityCapable", "")).lower() == "true",
+        spot=_said(has, "LowPriorityCapable") == "true",
+        premium=_said(has, "PremiumIO") != "false",
+        generations=frozenset(filter(None, str(has.get("HyperVGenerations", "")).split(","))),
+        trusted_launch=_said(has, "TrustedLaunchDisabled") != "true",
         zones=frozenset(places[0].get("zones") or ()),
         barred=dict(_barred(sku)),
     )
+
+
+def _said(has: Mapping[str, Any], capability: str) -> str:
+    return str(has.get(capability, "")).lower()
 
 
 def _barred(sku: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

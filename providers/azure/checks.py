@@ -120,6 +120,13 @@ def _sizes(keys: AzureKeys, sizes: dict[str, Size], image: Image | None) -> Iter
             yield Problem(key, f"{name!r} {'; '.join(sorted(whys))}")
         if image and image.arch and size.arch != image.arch:
             yield Problem(key, f"{name!r} is {size.arch}, and the image AZURE_IMAGE_ID={image.id} is {image.arch}")
+        if image and image.generation and size.generations and image.generation not in size.generations:
+            boots = ", ".join(sorted(size.generations))
+            yield Problem(
+                key, f"{name!r} boots images of generation {boots}, and AZURE_IMAGE_ID={image.id} is {image.generation}"
+            )
+        if image and image.trusted_launch and keys.disable_cvm and not size.trusted_launch:
+            yield Problem(key, f"{name!r} has no trusted launch, which VMs of AZURE_IMAGE_ID={image.id} are made with")
         if not size.spot and keys.market == "spot":
             yield Problem("PODVM_MARKET", f"'spot' does not go with {name!r}, which is sold on demand only")
 

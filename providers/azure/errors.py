@@ -10,6 +10,7 @@ from azure.core.exceptions import (
     ClientAuthenticationError,
     HttpResponseError,
     ServiceRequestError,
+    ServiceResponseError,
 )
 
 from providers.base import (
@@ -69,6 +70,7 @@ _TYPE = Meaning(
 )
 _CHANGED = Meaning(InvalidRequestError, "the name {name} is in use already, for another VM", "NameTaken")
 _ASKED_WRONG = Meaning(InvalidRequestError, "Azure refuses {operation} as it was asked for")
+_BUSY = Meaning(UnavailableError, "Azure is still at something else that {operation} needs", "Busy")
 _MISSING = Meaning(MissingError, "there is no {instance} in {resource_group}", "InstanceMissing")
 
 TABLE: dict[str, Meaning] = {
@@ -106,9 +108,15 @@ TABLE: dict[str, Meaning] = {
     "InvalidImageReference": _IMAGE,
     "PlatformImageNotFound": _IMAGE,
     "PropertyChangeNotAllowed": _CHANGED,
+    "AnotherOperationInProgress": _BUSY,
+    "ReferencedResourceNotProvisioned": _BUSY,
+    "RetryableError": _BUSY,
+    "RetryableErrorDueToAnotherOperation": _BUSY,
     "ResourceNotFound": _MISSING,
     "NotFound": _MISSING,
 }
+# Azure gave up in the middle, whatever the status: these say as little as an answer that never came.
+_UNTOLD = ("InternalExecutionError", "OperationPreempted", "RequestTimeout")
 # For what comes without a code that says it.
 _STATUSES = {401: _CREDENTIALS, 403: _RIGHT, 404: _MISSING, 429: _THROTTLED}
 
@@ -126,6 +134,8 @@ def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> 
         return answered
     said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
     if isinstance(error, ClientAuthenticationError):  # the credential's, before anything was sent
+        if isinstance(error.__cause__, ServiceRequestError | ServiceResponseError):
+            return UnavailableError("Unreachable", f"no access token could be had for {values['operation']} ({said})")
         return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")
     if isinstance(error, ServiceRequestError) or not changes:
         return UnavailableError(
@@ -165,6 +175,8 @@ def _meaning(code: str, status: int, message: str) -> Meaning | None:
     """None for an answer that does not say whether anything was done."""
     if status == 429:
         return _THROTTLED
+    if status == 408 or code in _UNTOLD:
+        return None
     if code == "OperationNotAllowed" and "quota" not in message.lower():
         return _ASKED_WRONG
     return TABLE.get(code) or _STATUSES.get(status) or (_ASKED_WRONG if 400 <= status < 500 else None)

@@ -19,6 +19,8 @@ _LONGEST_TAG_NAME, _LONGEST_TAG_VALUE = 512, 256
 _NOT_IN_A_TAG = re.compile(r"[<>%&\\?/]")
 # Of any resource below a resource group.
 _ID = r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.%s(?:/[^/]+)+"
+# With a dash where the size has more cores than can be used, such as Standard_E4-2as_v5.
+_SIZE = r"[A-Za-z]+_[\w-]+"
 _UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _IMAGE = re.compile(
     rf"(?:{_ID % 'Compute'}|/CommunityGalleries/[^/]+/Images/[^/]+/Versions/[^/]+"
@@ -69,7 +71,7 @@ def _image(value: str) -> str:
 
 def _sizes(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not re.fullmatch(r"[A-Za-z]+_\w+", value):
+        if not re.fullmatch(_SIZE, value):
             raise ValueError('must be VM sizes such as "Standard_DC2as_v5,Standard_DC4as_v5"')
     return values
 
@@ -142,7 +144,7 @@ class AzureKeys(Keys):
     size: str = Field(
         "Standard_DC2as_v5",
         alias="AZURE_INSTANCE_SIZE",
-        pattern=r"^[A-Za-z]+_\w+$",
+        pattern=f"^{_SIZE}$",
         description="VM size of a pod that asks for none.",
     )
     sizes: Annotated[CsvList, AfterValidator(_sizes)] = Field(

@@ -236,6 +236,23 @@ def test_offerings_are_sizes_by_zones_and_what_cannot_be_had_says_why(azure: Azu
     assert {one.unusable for one in confidential} == {"does not run confidential VMs, and DISABLECVM is false"}
 
 
+def test_a_size_with_cores_that_cannot_be_used_offers_the_others_and_one_without_premium_disks_nothing(
+    azure: AzureLab,
+) -> None:
+    sizes = "Standard_E4-2as_v5,Standard_D2_v5"
+    found = {one.instance_type: one for one in azure.provider(AZURE_INSTANCE_SIZES=sizes).offerings()}
+    assert found["Standard_E4-2as_v5"].vcpus == 2
+    assert not found["Standard_E4-2as_v5"].unusable
+    assert found["Standard_D2_v5"].unusable == "takes no premium disks"
+
+
+def test_a_size_that_does_not_boot_the_image_as_it_is_to_be_booted_is_told(azure: AzureLab) -> None:
+    generation, trusted = azure.provider(AZURE_INSTANCE_SIZES="Standard_DS2_v2").check()
+    assert generation.key == trusted.key == "AZURE_INSTANCE_SIZES"
+    assert "'Standard_DS2_v2' boots images of generation V1" in generation.message
+    assert "no trusted launch" in trusted.message
+
+
 def test_every_problem_is_told_at_once_with_its_key_and_checking_makes_nothing(azure: AzureLab) -> None:
     assert azure.provider().check() == []
     group = f"/subscriptions/{azure.seed.subscription}/resourceGroups/{azure.seed.group}/providers"

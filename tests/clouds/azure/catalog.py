@@ -16,6 +16,16 @@ SIZES: dict[str, tuple[str, int, float, str, int, bool, bool]] = {
     "Standard_B2als_v2": ("standardBalsv2Family", 2, 4, "x64", 0, False, False),
     "Standard_D2ps_v5": ("standardDPSv5Family", 2, 8, "Arm64", 0, False, True),
     "Standard_NC4as_T4_v3": ("Standard NCASv3_T4 Family", 4, 28, "x64", 1, False, True),
+    "Standard_E4-2as_v5": ("standardEASv5Family", 4, 32, "x64", 0, False, True),
+    "Standard_D2_v5": ("standardDv5Family", 2, 8, "x64", 0, False, True),
+    "Standard_DS2_v2": ("standardDSv2Family", 2, 7, "x64", 0, False, True),
+}
+_PREMIUM = {"PremiumIO": "True", "HyperVGenerations": "V1,V2"}
+# What some have that is not as most have it.
+_OTHER = {
+    "Standard_E4-2as_v5": {"vCPUsAvailable": "2"},
+    "Standard_D2_v5": {"PremiumIO": "False"},
+    "Standard_DS2_v2": {"HyperVGenerations": "V1", "TrustedLaunchDisabled": "True"},
 }
 
 
@@ -37,6 +47,8 @@ def _sku(name: str, location: str, barred: list[dict[str, Any]]) -> dict[str, An
         "CpuArchitectureType": arch,
         "GPUs": gpus,
         "LowPriorityCapable": spot,
+        **_PREMIUM,
+        **_OTHER.get(name, {}),
     }
     if confidential:
         has["ConfidentialComputingType"] = "SNP"
