@@ -135,7 +135,8 @@ def test_a_page_size_out_of_range_is_refused(account: Account) -> None:
 
 
 def test_what_is_not_emulated_says_so_in_ec2s_own_form(account: Account) -> None:
-    assert account.refusal(account.ec2.describe_capacity_block_offerings, CapacityDurationHours=24) == ("UnsupportedOperation", 400)
+    refusal = account.refusal(account.ec2.describe_capacity_block_offerings, CapacityDurationHours=24)
+    assert refusal == ("UnsupportedOperation", 400)
 
 
 def test_the_sdk_retries_a_throttled_call(account: Account) -> None:
