@@ -167,6 +167,11 @@ def test_connect_finds_a_guest_that_comes_up_late_and_says_when() -> None:
             assert first.address == second.address == "127.0.0.1"
             assert 0.3 <= first.tcp_seconds <= first.tls_seconds <= first.agent_seconds
             assert w.guest.asked == ["Check"]  # one dialled for both
+
+            async def connected() -> bool:
+                return (await w.control.list())[0].connected
+
+            await eventually(connected, "the link that was left for the shim is up")
             again = await w.control.connect("sb", ["127.0.0.1"], w.guest.port, PATIENCE)
             assert again.agent_seconds == 0.0
 
