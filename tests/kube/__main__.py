@@ -1,6 +1,7 @@
 """The API server's stand-in as a process: `python -m tests.kube`. Ends when its standard input does.
 
-One port, plain HTTP with a bearer token; `/_control/` is for tests.
+One port, HTTP or HTTPS, with a bearer token; `/_control/` is for tests. What it does not do is written at the top of
+`objects`, `server`, `patches` and `schemas`.
 """
 
 from __future__ import annotations
@@ -8,163 +9,111 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import select
 import socket
+import ssl
 import struct
-import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from tests.clouds.process import end_with_parent
-from tests.kube.objects import Objects, Refusal
-
-TOKEN = "token-of-a-service-account"
-_PATH = re.compile(
-    r"/(?P<api>api/v1|apis/confidentialcontainers\.org/v1alpha1)(/namespaces/(?P<namespace>[^/]+))?"
-    r"/(?P<resource>[a-z]+)(/(?P<name>[^/]+))?(/(?P<sub>status))?"
-)
-_VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
+from tests.kube.server import Answer, ApiServer
 
 
-class ApiServer:
-    """Behind one lock."""
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.answering = threading.Event()
-        self.reset()
+    def do_GET(self) -> None:
+        if self.server.api.down and not self.path.startswith("/_control/"):
+            self._reset()
+            return
+        size = int(self.headers.get("content-length") or 0)
+        data = self.rfile.read(size) if size else b""
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        answer = self.server.api.answer(self.command, self.path, headers, data)
+        try:
+            if answer.watch is None:
+                self._whole(answer)
+            else:
+                self._stream(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
-    def reset(self) -> None:
-        self.objects = Objects()
-        self.calls: list[dict[str, Any]] = []
-        self.refusing: list[dict[str, Any]] = []
-        self.down = False
-        self.answering.set()
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
-    # Control verbs
+    def _whole(self, answer: Answer) -> None:
+        data = json.dumps(answer.body).encode()
+        self.send_response(answer.code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
 
-    def set_down(self, down: bool) -> None:
-        """Whether every connection is reset."""
-        self.down = down
-
-    def set_silent(self, silent: bool) -> None:
-        """Whether no call is answered; when it ends, those that wait are."""
-        if silent:
-            self.answering.clear()
-        else:
-            self.answering.set()
-
-    def refuse(self, code: int, resource: str, times: int) -> None:
-        """Answer the next `times` calls about a resource ("" is any) with this code."""
-        self.refusing.append({"code": code, "resource": resource, "times": times})
-
-    def namespace(self, name: str) -> None:
-        self.objects.namespaces.add(name)
-
-    def without(self, kind: str) -> None:
-        """The kind's definition is not installed."""
-        self.objects.kinds.discard(kind)
-
-    def add(self, resource: str, namespace: str, body: dict[str, Any]) -> Any:
-        return self.objects.create(resource, namespace, body)
-
-    def set_status(self, resource: str, namespace: str, name: str, status: dict[str, Any]) -> None:
-        """The whole status, as its owner writes it."""
-        self.objects.get(resource, namespace, name)["status"] = status
-
-    def remove(self, resource: str, namespace: str, name: str) -> None:
-        self.objects.delete(resource, namespace, name)
-
-    def listed(self, resource: str) -> Any:
-        return self.objects.list(resource, "", {})
-
-    def called(self) -> Any:
-        return self.calls
-
-    # The API
-
-    def answer(self, method: str, url: str, headers: dict[str, str], body: Any) -> tuple[int, Any]:
-        parts = urlsplit(url)
-        if parts.path.startswith("/_control/"):
-            with self.lock:
-                return 200, getattr(self, parts.path.removeprefix("/_control/"))(**(body or {}))
-        self.answering.wait()
-        with self.lock:
-            try:
-                return self._answer(method, parts.path, parts.query, headers, body)
-            except Refusal as refusal:
-                return refusal.code, refusal.status
-
-    def _answer(self, method: str, path: str, query: str, headers: dict[str, str], body: Any) -> tuple[int, Any]:
-        if headers.get("authorization") != f"Bearer {TOKEN}":
-            raise Refusal(401, "Unauthorized", "Unauthorized")
-        match = _PATH.fullmatch(path)
-        if match is None:
-            raise Refusal(404, "NotFound", f"no such path: {path}")
-        resource, namespace, name = match["resource"], match["namespace"] or "", match["name"] or ""
-        verb = "list" if method == "GET" and not name else _VERBS[method]
-        full = resource + (f"/{match['sub']}" if match["sub"] else "")
-        self.calls.append(
-            {"verb": verb, "resource": full, "namespace": namespace, "name": name, "at": time.monotonic()}
-        )
-        for rule in self.refusing:
-            if rule["times"] > 0 and rule["resource"] in ("", resource):
-                rule["times"] -= 1
-                raise Refusal(rule["code"], "Refused", f"the test refuses {verb} {resource}")
-        match verb:
-            case "create":
-                return 201, self.objects.create(resource, namespace, body)
-            case "list":
-                selector = parse_qs(query).get("labelSelector", [""])[0]
-                labels = dict(part.split("=", 1) for part in selector.replace("==", "=").split(",") if part)
-                items = self.objects.list(resource, namespace, labels)
-                return 200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}
-            case "patch":
-                assert headers["content-type"] == "application/merge-patch+json", headers
-                return 200, self.objects.patch(resource, namespace, name, body, status=bool(match["sub"]))
-            case "delete":
-                return 200, self.objects.delete(resource, namespace, name)
-        return 200, self.objects.get(resource, namespace, name)
-
-
-def _handler(api: ApiServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            if api.down and not self.path.startswith("/_control/"):
-                # With this the close is a reset.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                return
-            size = int(self.headers.get("content-length") or 0)
-            body = json.loads(self.rfile.read(size)) if size else None
-            headers = {key.lower(): value for key, value in self.headers.items()}
-            status, result = api.answer(self.command, self.path, headers, body)
-            data = json.dumps(result).encode()
-            self.send_response(status)
+    def _stream(self, answer: Answer) -> None:
+        watch = answer.watch
+        assert watch is not None
+        try:
+            self.send_response(200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.wfile.write(data)
+            for event in self.server.api.events(watch, self._hung_up):
+                line = json.dumps(event).encode() + b"\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            if watch.ended == "reset":
+                self._reset()
+            else:
+                self.wfile.write(b"0\r\n\r\n")
+        finally:
+            with self.server.api.lock:
+                self.server.api.watches.close(watch)
 
-        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+    def _hung_up(self) -> bool:
+        """Whether the client has gone; it sends nothing while it watches."""
+        return bool(select.select([self.connection], [], [], 0)[0])
 
-        def log_message(self, *args: object) -> None:
-            pass
+    def _reset(self) -> None:
+        # With this the close is a reset.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
-    return Handler
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, api: ApiServer, tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.api = api
+        self._tls = tls
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # In the connection's own thread, so that a client that does not shake hands holds up nobody else.
+        super().finish_request(
+            self._tls.wrap_socket(request, server_side=True) if self._tls else request, client_address
+        )
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that went away in the middle of something
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--certificate", help="PEM file with certificate and key: HTTPS")
     args = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(ApiServer()))
-    server.daemon_threads = True
+    tls = None
+    if args.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(args.certificate)
+    server = _Server(ApiServer(), tls)
     end_with_parent()
     os.write(args.ready_fd, f"{server.server_address[1]}\n".encode())
     os.close(args.ready_fd)

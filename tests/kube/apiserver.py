@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
 
+from caa.webhook.certificates import renewed
 from tests.clouds.process import ServerProcess
-from tests.kube.__main__ import TOKEN
+from tests.kube.server import TOKEN
 
 T = TypeVar("T")
 # Longer than any wait for a second try; what is waited for takes milliseconds otherwise.
@@ -21,12 +24,22 @@ PATIENCE_SECONDS = 30.0
 
 
 class KubeApiServer:
-    """Context manager: the process runs inside it."""
+    """Context manager: the process runs inside it. `tls` is for HTTPS, with a CA of its own as every cluster has it."""
+
+    def __init__(self, *, tls: bool = False) -> None:
+        self._tls = tls
 
     def __enter__(self) -> KubeApiServer:
-        self._server = ServerProcess("tests.kube", []).__enter__()
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{int(self._server.ready_line)}", trust_env=False)
         self._directory = tempfile.TemporaryDirectory(prefix="kube-")
+        self._authority, pair = (Path(self._directory.name) / name for name in ("ca.crt", "tls.pem"))
+        if self._tls:
+            pki = renewed(None, "localhost", datetime.now(UTC))
+            self._authority.write_text(pki.ca_bundle)
+            pair.write_text(pki.certificate + pki.key)
+        self._server = ServerProcess("tests.kube", ["--certificate", str(pair)] if self._tls else []).__enter__()
+        place = "https://localhost" if self._tls else "http://127.0.0.1"
+        self.url = f"{place}:{int(self._server.ready_line)}"
+        self._http = httpx.Client(base_url=self.url, trust_env=False, verify=False)
         return self
 
     def __exit__(
@@ -36,24 +49,38 @@ class KubeApiServer:
         self._directory.cleanup()
         self._server.__exit__(kind, value, trace)
 
-    def environ(self) -> dict[str, str]:
-        """What leads a service here."""
+    def kubeconfig(self) -> Path:
+        """What a client is configured by: for KUBECONFIG."""
+        cluster = {"server": self.url}
+        if self._tls:
+            cluster["certificate-authority"] = str(self._authority)
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "one", "cluster": {"server": str(self._http.base_url)}}],
+            "clusters": [{"name": "one", "cluster": cluster}],
             "users": [{"name": "caa", "user": {"token": TOKEN}}],
             "contexts": [{"name": "one", "context": {"cluster": "one", "user": "caa"}}],
             "current-context": "one",
         }
         file = Path(self._directory.name) / "config"
         file.write_text(json.dumps(config))
-        return {"KUBECONFIG": str(file), "CAA_KUBERNETES": "true"}
+        return file
+
+    def environ(self) -> dict[str, str]:
+        """What leads a service here."""
+        return {"KUBECONFIG": str(self.kubeconfig()), "CAA_KUBERNETES": "true"}
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        """Speaks to the API by path, as whoever has the token."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(base_url=self.url, headers=headers, trust_env=False, verify=False, timeout=30) as client:
+            yield client
 
     # What tests do and see
 
-    def do(self, verb: str, **arguments: Any) -> Any:
-        """A control verb of `tests.kube.__main__`."""
+    def do(self, verb: str, /, **arguments: Any) -> Any:
+        """A control verb of `tests.kube.server.ApiServer`."""
         answer = self._http.post(f"/_control/{verb}", json=arguments)
         answer.raise_for_status()
         return answer.json()
