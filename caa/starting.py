@@ -1,4 +1,4 @@
-"""One start: rank the offerings, record an attempt, launch, find the address, reach the agent."""
+"""One start: launch an instance, find its address, reach the agent; another one when the cloud gives up on it."""
 
 from __future__ import annotations
 
@@ -7,68 +7,26 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
-
 from caa.agentproxy.messages import CloudVolume
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.cloud import DEAD_STATES
 from caa.directvolumes import pod_uid, read_volumes
 from caa.ending import Ending
 from caa.errors import CallError, StartFailedError
-from caa.explain import RULES, ignored
+from caa.launching import LAUNCH_RETRY, Launching, again_while_repeatable, place, still_wanted
 from caa.ledger import LimitReachedError, StaleWriteError
 from caa.logs import about
 from caa.node import Node
 from caa.podnetwork.errors import PodNetworkError
-from caa.poduserdata import pod_user_data
-from caa.sandbox import (
-    Attempt,
-    AttemptState,
-    Launched,
-    Sandbox,
-    SandboxState,
-    attempt_token,
-    instance_name,
-    launch_request,
-)
-from caa.sizing import Requirements, rank, requirements
-from caa.threads import finish
+from caa.sandbox import Attempt, Sandbox, SandboxState
 from caa.ttrpc.frames import StatusError
 from caa.tunnels import tunnel_failure
-from caa.unavailable import first_covering, passed_over, refusal, shown
-from providers.base import (
-    DeniedError,
-    Instance,
-    InvalidRequestError,
-    Offering,
-    OfferingRefusedError,
-    ProviderError,
-    QuotaError,
-    ThrottledError,
-    UnavailableError,
-    UnknownOutcomeError,
-)
+from providers.base import Instance, OfferingRefusedError, ProviderError
 
 log = logging.getLogger(__name__)
 
 # The name every image with its own certificate answers to; it cannot know the VM's name.
 FIXED_SERVER_NAME = "podvm-server"
-# Asking again with the same token costs nothing but the call; the caller's deadline ends it.
-LAUNCH_RETRY = wait_exponential(multiplier=0.25, max=5) + wait_random(0, 0.25)
-# The cloud may or may not have acted, or certainly did not: either way the same request is sent again.
-REPEATABLE = (ThrottledError, UnavailableError, UnknownOutcomeError)
-# What was passed over is told of at most a few dozen offerings; the whole is in `caa explain`.
-WHY_LIMIT = 2000
-# It will say no for ever.
-PERMANENT = (DeniedError, InvalidRequestError)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Refused:
-    """Why one offering was not to be had in this start."""
-
-    sentence: str
-    quota: bool  # the account may have no more, rather than the cloud having none
 
 
 class GivenUpError(Exception):
@@ -118,9 +76,9 @@ class Starting:
                 reason="VolumesUnsupported",
             )
         await node.reports.before_launch(sandbox)
-        refusals: dict[Offering, Refused] = {}
+        launching = Launching(node, sandbox)
         while True:
-            attempt, instance = await self._launch_best(sandbox, refusals)
+            attempt, instance = await launching.best()
             await notify()
             await open_agent_socket(node, sandbox, attempt, volumes)
             try:
@@ -128,7 +86,7 @@ class Starting:
                 break
             except GivenUpError as lost:
                 await self._clear_for_another(sandbox, attempt, lost.refusal)
-                await self._rule_out(attempt.offering, lost.refusal, refusals)
+                await launching.rule_out(attempt.offering, lost.refusal)
         running = dataclasses.replace(sandbox, state=SandboxState.RUNNING, changed_at=node.clock.now())
         event = node.event(
             sandbox_id,
@@ -138,7 +96,7 @@ class Starting:
             state="running",
             seconds=round(node.clock.monotonic() - begun, 3),
             **timings,
-            **_place(attempt.offering),
+            **place(attempt.offering),
         )
         saved = await node.db(node.ledger.save_sandbox, running, event=event)
         await notify()
@@ -178,219 +136,14 @@ class Starting:
         await node.record(sandbox.id, refusal.reason, str(refusal), attempt=attempt.number, outcome="given-up")
         await node.proxy.close(sandbox.id)
         await node.tunnels.teardown(sandbox)
-        await self._still_wanted(sandbox.id)
-        async for attempted in self._again_while_repeatable(LAUNCH_RETRY):
+        await still_wanted(node, sandbox.id)
+        async for attempted in again_while_repeatable(node, LAUNCH_RETRY):
             with attempted:
                 current = next(
                     one for one in await node.db(node.ledger.attempts, sandbox.id) if one.number == attempt.number
                 )
                 if current.unsettled:
                     await self._ending.end_attempt(sandbox, current, node.clock.now())
-
-    async def _launch_best(self, sandbox: Sandbox, refusals: dict[Offering, Refused]) -> tuple[Attempt, Instance]:
-        """Walk the offerings until one is launched, passing over those that `refusals` has already.
-
-        First finish the attempt that is still open, if any: it asked for what it asked for, whatever is configured now.
-        """
-        node = self._node
-        attempts = await node.db(node.ledger.attempts, sandbox.id)
-        open_attempt = next((a for a in attempts if a.unsettled), None)
-        if open_attempt is not None:
-            await node.cloud.launch_turn()
-            launched = await self._launch(sandbox, open_attempt, refusals)
-            if launched:
-                return launched
-        wanted = requirements(sandbox.annotations)
-        # One that was built here by its name: it may have been replaced when the attempt has to be made again.
-        image = node.policy.image(wanted) or node.built_image()
-        offerings = await self._ranked(sandbox.id, wanted, image)
-        rule = RULES[wanted.rule]
-        for sentence in ignored(wanted, offerings) if not attempts else ():
-            await node.record(sandbox.id, "Ignored", sentence)
-        number = len(attempts)
-        while await self._next_offering(offerings, refusals):
-            await node.cloud.launch_turn()
-            # While this start waited for its turn, others may have been refused what it was about to ask for.
-            offering = await self._next_offering(offerings, refusals)
-            if offering is None:
-                break
-            number += 1
-            told = "; ".join(refused.sentence for refused in refusals.values())
-            why = f"{rule}; passed over: {told}" if told else rule
-            attempt = await self._intend(sandbox, number, offering, image, why)
-            launched = await self._launch(sandbox, attempt, refusals)
-            if launched:
-                return launched
-        quota = all(refused.quota for refused in refusals.values())
-        told = "; ".join(refused.sentence for refused in refusals.values())
-        raise StartFailedError(f"no offering could be had: {told}", reason="NoQuota" if quota else "NoCapacity")
-
-    async def _next_offering(self, offerings: list[Offering], refusals: dict[Offering, Refused]) -> Offering | None:
-        """The best one that nothing is known against, noting what is passed over and why."""
-        node = self._node
-        now = node.clock.now()
-        known = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
-        for offering in offerings:
-            if offering in refusals:
-                continue
-            against = first_covering(known, offering, now)
-            if against is None:
-                return offering
-            refusals[offering] = Refused(passed_over(against, offering, now), against.quota)
-        return None
-
-    async def _intend(self, sandbox: Sandbox, number: int, offering: Offering, image: str, why: str) -> Attempt:
-        """Commit the attempt. Only then may the cloud be asked."""
-        node = self._node
-        name = instance_name(sandbox.pod_name, sandbox.id, number)
-        user_data, left_out = pod_user_data(node, sandbox, name, sandbox.pod_network)
-        for sentence in left_out:
-            await node.record(sandbox.id, "LeftOut", sentence, attempt=number)
-        attempt = Attempt(
-            sandbox_id=sandbox.id,
-            number=number,
-            name=name,
-            token=attempt_token(node.scope.cluster, sandbox.id, number),
-            offering=offering,
-            image=image,
-            user_data=user_data,
-            state=AttemptState.INTENDED,
-            created_at=node.clock.now(),
-        )
-        event = node.event(
-            sandbox.id,
-            "LaunchIntended",
-            f"{offering.instance_type} with {offering.vcpus} vCPUs and {offering.memory_mib} MiB is asked for",
-            attempt=number,
-            why=why[:WHY_LIMIT],
-            image=image or node.cloud.default_image,
-            **self._price(offering),
-            **_place(offering),
-        )
-        return await node.db(node.ledger.add_attempt, attempt, sandbox_version=sandbox.version, event=event)
-
-    async def _launch(
-        self, sandbox: Sandbox, attempt: Attempt, refusals: dict[Offering, Refused]
-    ) -> tuple[Attempt, Instance] | None:
-        """Launch and record as one piece, which even a cancelled start finishes. None when another offering may do."""
-        try:
-            return await finish(self._launch_and_record(sandbox, attempt))
-        except OfferingRefusedError as error:
-            await self._rule_out(attempt.offering, error, refusals)
-            return None
-
-    async def _rule_out(
-        self, offering: Offering, error: OfferingRefusedError, refusals: dict[Offering, Refused]
-    ) -> None:
-        """Note what was refused, for this start and for all others."""
-        node = self._node
-        refusals[offering] = Refused(f"{shown(offering)}: {error.reason}, {error}", isinstance(error, QuotaError))
-        known = refusal(node.cloud.account, offering, error, node.clock.now())
-        if known is not None:
-            await node.db(node.ledger.account.mark_unavailable, known)
-
-    async def _launch_and_record(self, sandbox: Sandbox, attempt: Attempt) -> tuple[Attempt, Instance]:
-        node = self._node
-        begun = node.clock.monotonic()
-        try:
-            instance = await self._launch_patiently(sandbox, attempt)
-        except (OfferingRefusedError, *PERMANENT) as error:
-            refused = dataclasses.replace(
-                attempt, state=AttemptState.REFUSED, error_reason=error.reason, error=str(error)
-            )
-            event = node.event(
-                sandbox.id,
-                error.reason,
-                str(error),
-                attempt=attempt.number,
-                outcome="refused",
-                request_id=error.request_id,
-                seconds=round(node.clock.monotonic() - begun, 3),
-                **_place(attempt.offering),
-            )
-            await node.db(node.ledger.save_attempt, refused, event=event)
-            raise
-        accepted = dataclasses.replace(
-            attempt,
-            state=AttemptState.ACCEPTED,
-            instance_id=instance.id,
-            addresses=instance.addresses,
-            launched=Launched(instance.instance_type, instance.image, instance.groups),
-        )
-        if attempt.state is AttemptState.ACCEPTED:  # continued after a restart; it was recorded then
-            return attempt, instance
-        event = node.event(
-            sandbox.id,
-            "LaunchAccepted",
-            f"the cloud accepted instance {attempt.name}",
-            attempt=attempt.number,
-            instance=instance.id,
-            outcome="accepted",
-            request_id=instance.request_id,
-            seconds=round(node.clock.monotonic() - begun, 3),
-            **_place(attempt.offering),
-        )
-        return await node.db(node.ledger.save_attempt, accepted, event=event), instance
-
-    async def _launch_patiently(self, sandbox: Sandbox, attempt: Attempt) -> Instance:
-        """The turn for the first call has come already. Repeats wait for their own, which a throttled call delays.
-
-        Each call that came to nothing is an event; of a row of equal ones only the first, for it may be a long row.
-        """
-        node, said = self._node, ""
-
-        def wait(state: RetryCallState) -> float:
-            throttled = state.outcome is not None and isinstance(state.outcome.exception(), ThrottledError)
-            return 0.0 if throttled else LAUNCH_RETRY(state)
-
-        async for attempted in self._again_while_repeatable(wait):
-            if attempted.retry_state.attempt_number > 1:
-                await node.cloud.launch_turn()
-            with attempted:
-                await self._still_wanted(sandbox.id)
-                begun = node.clock.monotonic()
-                try:
-                    return await node.cloud.launch(launch_request(sandbox, attempt))
-                except REPEATABLE as error:
-                    if error.reason != said:
-                        said = error.reason
-                        await node.record(
-                            sandbox.id,
-                            "LaunchRepeated",
-                            f"the launch is asked for again: {error}",
-                            attempt=attempt.number,
-                            outcome="unknown" if isinstance(error, UnknownOutcomeError) else "repeated",
-                            reason=error.reason,
-                            request_id=error.request_id,
-                            seconds=round(node.clock.monotonic() - begun, 3),
-                            **_place(attempt.offering),
-                        )
-                    raise
-        raise AssertionError("unreachable: the retry ends by returning or raising")
-
-    async def _ranked(self, sandbox_id: str, wanted: Requirements, image: str) -> list[Offering]:
-        """What to ask for, the best first.
-
-        A cloud that cannot say at the moment what it has is asked again, until the caller gives up.
-        """
-        async for attempted in self._again_while_repeatable(LAUNCH_RETRY):
-            with attempted:
-                await self._still_wanted(sandbox_id)
-                cloud = self._node.cloud
-                offered = await cloud.offerings()
-                return rank(wanted, offered, self._node.policy, await cloud.image_arch(image))
-        raise AssertionError("unreachable: the retry ends by returning or raising")
-
-    def _again_while_repeatable(self, wait: Callable[[RetryCallState], float]) -> AsyncRetrying:
-        return AsyncRetrying(
-            retry=retry_if_exception_type(REPEATABLE), wait=wait, sleep=self._node.clock.sleep, reraise=True
-        )
-
-    async def _still_wanted(self, sandbox_id: str) -> None:
-        """The caller may be gone for good while the cloud does not answer: nothing was made yet, so stop asking."""
-        current = await self._node.db(self._node.ledger.sandbox, sandbox_id)
-        if current is None or current.state is not SandboxState.STARTING:
-            raise asyncio.CancelledError
 
     async def _reach_agent(self, sandbox: Sandbox, attempt: Attempt, instance: Instance) -> dict[str, float]:
         """Wait for the address and for the agent behind it; returns the seconds of each phase."""
@@ -436,11 +189,6 @@ class Starting:
             **tunnel_seconds,
         }
 
-    def _price(self, offering: Offering) -> dict[str, float]:
-        """For an hour, if it is known."""
-        price = self._node.policy.price(offering)
-        return {} if price is None else {"price": price}
-
     async def _build_tunnel(self, sandbox: Sandbox, addresses: Sequence[str]) -> dict[str, float]:
         node = self._node
         if sandbox.pod_network is None:
@@ -460,15 +208,6 @@ class Starting:
         if isinstance(error, StaleWriteError):
             return StartFailedError("the sandbox was stopped while it was starting", reason="Stopped")
         return StartFailedError(f"{type(error).__name__}: {error}", reason="Internal")
-
-
-def _place(offering: Offering) -> dict[str, str]:
-    """What was asked for, as events tell it."""
-    return {
-        "instance_type": offering.instance_type,
-        "zone": offering.zone,
-        "market": offering.market.value,
-    }
 
 
 def lost(attempt: Attempt, instance: Instance, before: str) -> Exception:
