@@ -6,21 +6,18 @@ lease that is lost, a cancellation, a phase that takes too long) is raised at th
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from caa.ledger import LeaseLostError, LedgerError, StaleWriteError
 from caa.ledger.images import ImageStore
 from caa.podvmimage import Lease, PodVmImage
+from imagebuilder.tools import end_running
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +100,12 @@ class Keeper:
                 self.look_at(self._store.image(self.watched) if self.watched else None)
             except LeaseLostError as error:
                 self.why = error
-                _end_tools()
+                end_running()
                 return
             except LedgerError as error:
                 log.warning("the lease cannot be renewed now: %s", error)
             if self.why is not None or self.is_late():
-                _end_tools()
+                end_running()
 
 
 class Work:
@@ -231,11 +228,3 @@ class Work:
     def _rate(self, done: int) -> float:
         seconds = self._time.monotonic() - self._began
         return max(0.0, (done - self._base) / seconds) if seconds > 0 else 0.0
-
-
-def _end_tools() -> None:
-    """SIGTERM to the processes that this one has started."""
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            for pid in (task / "children").read_text().split():
-                os.kill(int(pid), signal.SIGTERM)

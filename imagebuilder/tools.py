@@ -9,8 +9,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from imagebuilder.errors import ImageError, no_space
 
@@ -67,58 +70,103 @@ def check_tools(tools: Iterable[str], extra_files: Mapping[Path, str] | None = N
 def run(command: Sequence[str | Path], *, text: str | None = None, environment: dict[str, str] | None = None) -> str:
     """Run a tool and return its output. Raises ImageError with the end of what it printed."""
     words = [str(word) for word in command]
-    pipe = subprocess.PIPE
-    # A group of its own: tools have children, which must not go on writing when we give up.
-    with subprocess.Popen(
-        words,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        errors="replace",
-        env=_settled(environment),
-        process_group=0,
-        umask=_UMASK,
-    ) as process:
-        try:
-            printed, complained = process.communicate(text or "")
-        except BaseException:
-            _end_group(process)
-            raise
-    if process.returncode != 0:
-        raise _failed(words[0], process.returncode, complained or printed)
-    return printed
+    with contextlib.ExitStack() as stack:
+        # Files and no pipes: what a tool left running may hold a pipe open for ever.
+        given, printed, complained = (
+            stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(3)
+        )
+        given.write(text or "")
+        given.seek(0)
+        with _started(words, environment, stdin=given, stdout=printed, stderr=complained) as process:
+            pass
+        for file in (printed, complained):
+            file.seek(0)
+        if process.returncode != 0:
+            raise _failed(words[0], process.returncode, complained.read() or printed.read())
+        return printed.read()
 
 
 def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None]) -> None:
     """Run a tool that prints "(63.02/100%)" as it goes on; `tell` is called with 0 to 1. Raises ImageError."""
     words = [str(word) for word in command]
     printed = b""
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, env=_settled(None)) as process,
-    ):
-        try:
+    with tempfile.TemporaryFile("w+") as errors:
+        with _started(words, None, stdout=subprocess.PIPE, stderr=errors) as process:
             assert process.stdout is not None
             while piece := os.read(process.stdout.fileno(), 4096):
                 printed = (printed + piece)[-4096:]
                 if shares := re.findall(rb"\(([0-9.]+)/100%\)", printed):
-                    tell(min(float(shares[-1]) / 100, 1.0))
-        except BaseException:  # whoever is told may want the end of it
-            process.kill()
-            raise
-        if process.wait() != 0:
+                    tell(min(float(shares[-1]) / 100, 1.0))  # whoever is told may want the end of it
+        if process.returncode != 0:
             errors.seek(0)
             raise _failed(words[0], process.returncode, errors.read())
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    """mmdebstrap unmounts what it mounted when it is asked to end, so it is asked first."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+_running: dict[subprocess.Popen[Any], float] = {}
+"""Tools that run now, and when each was asked to end; 0 while nobody did."""
+_running_lock = threading.Lock()
+
+
+def end_running() -> None:
+    """Have every tool of this process end: the first call asks, one that comes ten seconds later kills.
+
+    From another thread than the one that waits for the tool, which then gets the error.
+    """
+    with _running_lock:
+        now = time.monotonic()
+        for process, asked in _running.items():
+            if not asked:
+                _running[process] = now
+                _signal(process, signal.SIGTERM)
+            elif now - asked >= _ENDING_SECONDS:
+                _signal(process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _started(words: list[str], environment: dict[str, str] | None, **streams: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A tool in a group of its own: it has children, which must not go on writing when we give up, or it does."""
+    settled = _settled(environment)
+    with subprocess.Popen(words, env=settled, process_group=0, umask=_UMASK, **streams) as process:
+        with _running_lock:
+            _running[process] = 0.0
+        try:
+            yield process
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        except BaseException:
+            _ask_to_end(process)
+            raise
+        finally:
+            with _running_lock:
+                del _running[process]
+            # Whatever is left of it. It is not reaped yet, so the number is nobody else's.
+            _signal(process, signal.SIGKILL)
+
+
+def _ask_to_end(process: subprocess.Popen[Any]) -> None:
+    """mmdebstrap unmounts what it mounted when it is asked to end, so it has some time for that."""
+    _signal(process, signal.SIGTERM)
+    until = time.monotonic() + _ENDING_SECONDS
+    while time.monotonic() < until and not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        time.sleep(0.05)
+
+
+def _signal(process: subprocess.Popen[Any], sign: signal.Signals) -> None:
+    """To the whole group; SIGKILL also to descendants in groups of their own, such as dpkg's, which apt starts so."""
+    others = _descendants(process.pid) if sign is signal.SIGKILL else []
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sign)
+    for pid in others:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_ENDING_SECONDS)
+            os.kill(pid, sign)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for child in map(int, task.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
 
 
 def _settled(environment: dict[str, str] | None) -> dict[str, str]:
