@@ -24,6 +24,7 @@ class ImageSource:
 
     def obtain(self, progress: Progress) -> Disk:
         """The disk. Raises ImageError."""
+        self.clear()  # an earlier try's disk, or what a builder left that was killed, may take the room that is needed
         settings = self._settings
         return obtain(
             settings.image_source,

@@ -157,11 +157,15 @@ class Work:
             self.save(phase=name, total=total, done=done, rate=0.0)
 
     def progress(self, done: int) -> None:
-        """Written down once a second at most."""
+        """Written down once a second at most. Where that cannot be, the work goes on: it may be what fills the disk."""
         self.check()
         with self._lock:
             if self._time.monotonic() - self._written_at >= PROGRESS_SECONDS:
-                self.save(done=done, rate=self._rate(done))
+                try:
+                    self.save(done=done, rate=self._rate(done))
+                except LedgerError as error:
+                    self._written_at = self._time.monotonic()
+                    log.warning("how far the image is cannot be written down now: %s", error)
 
     def note(self, kind: str, identity: str) -> None:
         """Write a resource down."""

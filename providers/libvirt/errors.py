@@ -35,6 +35,9 @@ _DENIED = Meaning(
 )
 _REFUSED = Meaning(InvalidRequestError, "HypervisorRefused", "libvirt at LIBVIRT_URI={uri} refused the domain")
 _POOL_FULL = Meaning(CapacityError, "PoolFull", "the storage pool LIBVIRT_POOL={pool} has no space left")
+_POOL_DENIED = Meaning(
+    DeniedError, "PoolDenied", "libvirt may not write to the storage pool LIBVIRT_POOL={pool}; see its file system"
+)
 _NO_MEMORY = Meaning(CapacityError, "HostMemory", "the libvirt host has not enough memory for the pod VM")
 
 # (libvirt error code, libvirt error domain or ANY) -> meaning. The row with the domain wins.
@@ -91,6 +94,9 @@ _BY_TEXT = (
     ),
 )
 
+# What the file system of a pool says to a daemon that may not write there.
+_NO_WRITING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
 # Errors of the way to libvirt, not of libvirt.
 _TRANSPORT = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_SSH, libvirt.VIR_FROM_LIBSSH})
 
@@ -111,6 +117,8 @@ def translate(error: libvirt.libvirtError, keys: LibvirtKeys) -> ProviderError:
     meaning = _TABLE.get((code, domain)) or _TABLE.get((code, ANY))
     if error.get_int1() == errno.ENOSPC and code == libvirt.VIR_ERR_SYSTEM_ERROR:
         meaning = _POOL_FULL
+    if error.get_int1() in _NO_WRITING and (code, domain) == (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_STORAGE):
+        meaning = _POOL_DENIED
     for text, row in _BY_TEXT:
         if text in said:
             meaning = row

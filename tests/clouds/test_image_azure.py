@@ -2,65 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from imagebuilder.publish.upload import SENDERS
-from tests.clouds.faultproxy import Fault, FaultProxy, Phase, make_tls
+from tests.clouds.azure_image_lab import Cloud, Server, emptied, server
+from tests.clouds.faultproxy import Fault, Phase
 from tests.clouds.imagelab import Command, ImageLab, image_lab, make_disk
-from tests.clouds.process import ServerProcess
 
-GROUP = "/subscriptions/sub/resourceGroups/pods/providers/Microsoft.Compute"
 GALLERY = "galleries/podvmgallery_prod"
 DEFINITION = f"{GALLERY}/images/podvm-image-x64-cvm"
-TOKEN = {"Authorization": "Bearer token"}
-
-
-@dataclass
-class Cloud:
-    """The emulated Azure, and a way to it that may be broken."""
-
-    way: FaultProxy
-    url: str
-    ca_file: Path
-    http: httpx.Client
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.http.post("/_control/state").json())
-
-    def resources(self) -> dict[str, Any]:
-        return dict(self.state()["resources"])
-
-    def put(self, path: str, properties: dict[str, Any]) -> None:
-        body = {"location": "westeurope", "properties": properties}
-        self.http.put(f"{GROUP}/{path}", json=body, headers=TOKEN).raise_for_status()
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ssl.SSLContext, Path]]:
-    directory = tmp_path_factory.mktemp("azure")
-    tls, ca_file = make_tls(directory)
-    with ServerProcess("tests.clouds.azure_images", ["--pair", str(directory / "server.pem")]) as server:
-        yield f"https://localhost:{int(server.ready_line)}", tls, ca_file
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server(tmp_path_factory.mktemp("azure")) as running:
+        yield running
 
 
 @pytest.fixture
-def cloud(emulator: tuple[str, ssl.SSLContext, Path]) -> Iterator[Cloud]:
-    url, tls, ca_file = emulator
-    trust = ssl.create_default_context(cafile=str(ca_file))
-    with contextlib.ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(base_url=url, verify=trust, trust_env=False))
-        http.post("/_control/reset").raise_for_status()
-        yield Cloud(stack.enter_context(FaultProxy(url, tls, trust)), url, ca_file, http)
+def cloud(emulator: Server) -> Iterator[Cloud]:
+    with emptied(emulator) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +38,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lab(cloud: Cloud, disk: Path, tmp_path: Path) -> Iterator[ImageLab]:
-    url = cloud.way.url
-    environ = {
-        "CLOUD_PROVIDER": "azure",
-        "AZURE_SUBSCRIPTION_ID": "sub",
-        "AZURE_TENANT_ID": "11111111-2222-3333-4444-555555555555",
-        "AZURE_CLIENT_ID": "client",
-        "AZURE_CLIENT_SECRET": "not-checked",
-        "AZURE_AUTHORITY_HOST": url,
-        "AZURE_RESOURCE_MANAGER": url,
-        "AZURE_REGION": "westeurope",
-        "AZURE_RESOURCE_GROUP": "pods",
-        "REQUESTS_CA_BUNDLE": str(cloud.ca_file),
-    }
-    with image_lab(tmp_path, environ, disk) as made:
+    with image_lab(tmp_path, cloud.environ(), disk) as made:
         yield made
 
 

@@ -59,6 +59,11 @@ def error(code: int, domain: int, text: str = "said so", number: int = -1) -> li
             CapacityError,
             "PoolFull",
         ),
+        (
+            error(libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_STORAGE, "create", errno.EACCES),
+            DeniedError,
+            "PoolDenied",
+        ),
         (error(987654, 1), UnknownOutcomeError, "LibvirtError"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

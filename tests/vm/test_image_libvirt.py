@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libvirt
 import pytest
 
 from tests.clouds.imagelab import ImageLab, image_lab, make_disk
+from tests.clouds.imageworld import World, grow, hanging_qemu_img, mended, small_disk, unchecked_space, world
 from tests.lab.image import POOL, URI
 
 HOST = Path(__file__).parents[1] / "lab" / "host.sh"
@@ -80,3 +83,85 @@ def test_a_builder_that_is_killed_leaves_what_the_next_one_finishes(
     assert lab.json("ensure")["built"] is False
     lab.run("delete")
     assert volumes(lab, pool) == set()
+
+
+def test_without_the_right_the_reason_is_told_and_nothing_is_left(lab: ImageLab, pool: libvirt.virStoragePool) -> None:
+    """libvirt's socket for those who may only look."""
+    only_looking = "qemu+unix:///system?socket=/var/run/libvirt/libvirt-sock-ro"
+    said = lab.run("ensure", code=1, LIBVIRT_URI=only_looking)
+    assert "AccessDenied: libvirt at LIBVIRT_URI=" in said
+    assert "refuses this user" in said
+    assert volumes(lab, pool) == set()
+    assert not list((lab.directory / "state").glob("image*"))
+
+
+# Without room, or with a tool that hangs
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+@pytest.fixture
+def own_pool(pool: libvirt.virStoragePool, tmp_path: Path) -> Iterator[tuple[Path, libvirt.virStoragePool]]:
+    """A pool of this test on a file system of its own, and that."""
+    name = f"{PREFIX}{secrets.token_hex(4)}"
+    with small_disk(tmp_path / "pool", 300) as place:
+        text = f"<pool type='dir'><name>{name}</name><target><path>{place}</path></target></pool>"
+        made = pool.connect().storagePoolCreateXML(text)
+        yield place, made
+        made.destroy()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Room for the disk of 30 MiB, beside what must stay free, and not for the disk twice."""
+    with small_disk(tmp_path / "small", 110) as place:
+        yield place
+
+
+@pytest.fixture
+def make(
+    own_pool: tuple[Path, libvirt.virStoragePool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Path], World]]:
+    """A builder for that pool with its state in a directory."""
+    disk = make_disk(tmp_path / "disk.raw", blocks=60)
+    environ = {"CLOUD_PROVIDER": "libvirt", "LIBVIRT_URI": URI, "LIBVIRT_POOL": own_pool[1].name()}
+
+    def left() -> object:
+        own_pool[1].refresh()
+        return own_pool[1].listVolumes()
+
+    with contextlib.ExitStack() as stack:
+        yield lambda state: stack.enter_context(world(monkeypatch, state, disk, environ, left))
+
+
+@needs_root
+def test_a_pool_without_room_or_that_may_not_be_written_to_is_told_and_nothing_is_left(
+    own_pool: tuple[Path, libvirt.virStoragePool], make: Callable[[Path], World], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "state")
+    grow(own_pool[0], 20)
+    made.fails("PoolFull", "has no space left")
+    subprocess.run(["mount", "-o", "remount,ro", own_pool[0]], check=True)
+    assert made.imaging.retry()
+    made.fails("PoolDenied", "libvirt may not write to the storage pool LIBVIRT_POOL=")
+    subprocess.run(["mount", "-o", "remount,rw,size=300m", own_pool[0]], check=True)
+    made.works()
+
+
+@needs_root
+def test_no_room_for_the_conversion_or_a_tool_that_hangs_is_told_and_nothing_is_left(
+    small: Path, make: Callable[[Path], World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(small)
+    made.fails("NoSpace", "MiB free; writing")
+    assert made.imaging.retry()
+    with monkeypatch.context() as patch:
+        unchecked_space(patch)
+        grow(small, 50)
+        made.fails("NoSpace", "the disk is full")
+    grow(small, 300)
+    assert made.imaging.retry()
+    with hanging_qemu_img(monkeypatch, tmp_path / "tools", "-O qcow2", made):
+        made.fails("DeadlineExceeded", "the phase 'convert' took longer than")
+    mended(monkeypatch)
+    made.works()
