@@ -14,10 +14,8 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Select, Table, delete, exists, func, insert, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, delete, exists, func, or_, select, tuple_, update
 
 from caa.ledger.account import AccountStore
 from caa.ledger.engine import LOCK_WAIT_S, WRITES, errors_of, make_engine, masked, reach
@@ -27,48 +25,47 @@ from caa.ledger.errors import (
     LedgerError,
     LimitReachedError,
     SandboxExists,
-    StaleWriteError,
     TunnelTaken,
 )
 from caa.ledger.images import ImageStore
 from caa.ledger.rows import (
     ATTEMPT_MUTABLE,
-    SANDBOX_MUTABLE,
     attempt_values,
-    changed,
-    event_values,
     sandbox_values,
     to_attempt,
     to_event,
     to_sandbox,
 )
 from caa.ledger.schema import check_revision
+from caa.ledger.statements import (
+    UNSETTLED,
+    add_event,
+    check_fixed,
+    insert_new,
+    occupying,
+    oldest_first,
+    read_attempt,
+    read_sandbox,
+    save,
+    stale,
+    with_instance,
+)
 from caa.ledger.tables import attempts, events, sandboxes
 from caa.sandbox import (
     FINAL_STATES,
     LIVE_STATES,
     Attempt,
-    AttemptState,
     Event,
     Sandbox,
     SandboxState,
     check_attempt_transition,
-    check_transition,
 )
 
 Cursor = tuple[datetime, str]
 """Where a page of sandboxes ended: `(created_at, id)` of its last one. Stays good when that one is pruned."""
 
-_UP = sandboxes.c.state.in_([SandboxState.STARTING.value, SandboxState.RUNNING.value])
-_UNSETTLED = (AttemptState.INTENDED.value, AttemptState.ACCEPTED.value)
-
 # SQLite takes 999 parameters at least, whatever it was built with.
 _IN_ONE_QUERY = 900
-
-# PostgreSQL's advisory locks for "a sandbox of this node is being started": "cas".
-_START_LOCK = 0x636173
-# PostgreSQL's advisory locks for "an event of this sandbox is being added": "cae", apart from the upgrade's.
-_EVENT_LOCK = 0x636165
 
 
 def open_ledger(url: str) -> Ledger:
@@ -125,15 +122,15 @@ class Ledger:
         """
         sandbox = replace(sandbox, version=1)
         with self._write() as connection:
-            if not _insert_new(connection, sandboxes, sandbox_values(sandbox)):
+            if not insert_new(connection, sandboxes, sandbox_values(sandbox)):
                 row = connection.execute(select(sandboxes).where(sandboxes.c.id == sandbox.id)).one_or_none()
                 if row is None and sandbox.tunnel_id is not None:
                     raise TunnelTaken(f"tunnel id {sandbox.tunnel_id} is another sandbox's of the node")
                 if row is None:  # pruned between the two statements
                     raise LedgerError(f"sandbox {sandbox.id} was being removed", retryable=True)
                 raise SandboxExists(to_sandbox(row))
-            _add_event(connection, event, sandbox.id)
-            return _sandbox(connection, sandbox.id)
+            add_event(connection, event, sandbox.id)
+            return read_sandbox(connection, sandbox.id)
 
     def sandbox(self, sandbox_id: str) -> Sandbox | None:
         """The sandbox, or None."""
@@ -156,7 +153,7 @@ class Ledger:
 
         For pages give `limit`, and as `after` the `(created_at, id)` of the last sandbox seen.
         """
-        query = _oldest_first(select(sandboxes))
+        query = oldest_first(select(sandboxes))
         columns = {"node": node, "cluster": cluster, "pod_namespace": namespace, "pod_name": pod}
         for column, wanted in columns.items():
             if wanted is not None:
@@ -204,7 +201,7 @@ class Ledger:
         has changed. Nothing is written then.
         """
         with self._write() as connection:
-            return _save(connection, sandbox, event)
+            return save(connection, sandbox, event)
 
     def start_sandbox(self, sandbox: Sandbox, *, limit: int, event: Event | None = None) -> Sandbox:
         """Write a sandbox whose StartVM begins, unless its node has `limit` others with an instance (below 0: none).
@@ -215,15 +212,15 @@ class Ledger:
         """
         with self._write() as connection:
             if limit >= 0:
-                count = _with_instance(connection, sandbox)
+                count = with_instance(connection, sandbox)
                 if count >= limit:
                     raise LimitReachedError(count)
-            return _save(connection, sandbox, event)
+            return save(connection, sandbox, event)
 
     def occupied(self, cluster: str, node: str) -> int:
         """How many sandboxes of the node have an instance, or may have one: what its limit counts."""
         with self._read() as connection:
-            return connection.execute(_occupying(cluster, node)).scalar_one()
+            return connection.execute(occupying(cluster, node)).scalar_one()
 
     # Launch attempts
 
@@ -239,17 +236,17 @@ class Ledger:
             query = select(sandboxes.c.version, sandboxes.c.state).where(sandboxes.c.id == attempt.sandbox_id)
             row = connection.execute(query.with_for_update()).one_or_none()
             if row is None or row.version != sandbox_version or row.state != SandboxState.STARTING:
-                raise _stale(f"sandbox {attempt.sandbox_id}", sandbox_version, row)
-            if not _insert_new(connection, attempts, attempt_values(attempt)):
+                raise stale(f"sandbox {attempt.sandbox_id}", sandbox_version, row)
+            if not insert_new(connection, attempts, attempt_values(attempt)):
                 same_number = (attempts.c.sandbox_id == attempt.sandbox_id) & (attempts.c.number == attempt.number)
-                unsettled = (attempts.c.sandbox_id == attempt.sandbox_id) & attempts.c.state.in_(_UNSETTLED)
+                unsettled = (attempts.c.sandbox_id == attempt.sandbox_id) & attempts.c.state.in_(UNSETTLED)
                 taken = or_(same_number, attempts.c.token == attempt.token, unsettled)
                 found = connection.execute(select(attempts).where(taken).limit(1)).one_or_none()
                 if found is None:  # another sandbox's attempt had the token and was pruned between the statements
                     raise LedgerError(f"an attempt of sandbox {attempt.sandbox_id} was refused", retryable=True)
                 raise AttemptExists(to_attempt(found))
-            _add_event(connection, event, attempt.sandbox_id)
-            return _attempt(connection, attempt.sandbox_id, attempt.number)
+            add_event(connection, event, attempt.sandbox_id)
+            return read_attempt(connection, attempt.sandbox_id, attempt.number)
 
     def attempts(self, sandbox_id: str) -> list[Attempt]:
         """Every attempt of a sandbox, by number."""
@@ -268,9 +265,9 @@ class Ledger:
             this = (attempts.c.sandbox_id == attempt.sandbox_id) & (attempts.c.number == attempt.number)
             row = connection.execute(select(attempts).where(this).with_for_update()).one_or_none()
             if row is None or row.version != attempt.version:
-                raise _stale(what, attempt.version, row)
+                raise stale(what, attempt.version, row)
             stored = to_attempt(row)
-            _check_fixed(stored, attempt, ATTEMPT_MUTABLE)
+            check_fixed(stored, attempt, ATTEMPT_MUTABLE)
             if attempt.state != stored.state:
                 check_attempt_transition(stored.state, attempt.state)
             values = {k: v for k, v in attempt_values(attempt).items() if k in (*ATTEMPT_MUTABLE, "user_data")}
@@ -280,9 +277,9 @@ class Ledger:
                 .values(**values, version=attempt.version + 1)
             )
             if written.rowcount != 1:
-                raise _stale(what, attempt.version, None)
-            _add_event(connection, event, attempt.sandbox_id)
-            return _attempt(connection, attempt.sandbox_id, attempt.number)
+                raise stale(what, attempt.version, None)
+            add_event(connection, event, attempt.sandbox_id)
+            return read_attempt(connection, attempt.sandbox_id, attempt.number)
 
     def attempts_of(self, sandbox_ids: Collection[str]) -> dict[str, list[Attempt]]:
         """The attempts of many sandboxes by sandbox, each by number; one without any is not among the keys."""
@@ -310,7 +307,7 @@ class Ledger:
             .order_by(attempts.c.sandbox_id, attempts.c.number)
         )
         with self._read() as connection:
-            rows = connection.execute(_oldest_first(select(sandboxes).where(live))).all()
+            rows = connection.execute(oldest_first(select(sandboxes).where(live))).all()
             attempt_rows = connection.execute(theirs).all()
         return [to_sandbox(row) for row in rows], [to_attempt(row) for row in attempt_rows]
 
@@ -319,7 +316,7 @@ class Ledger:
     def add_event(self, event: Event) -> Event:
         """Append to the trail; returns the event with its id. The sandbox need not be recorded (any more)."""
         with self._write() as connection:
-            return replace(event, id=_add_event(connection, event, event.sandbox_id))
+            return replace(event, id=add_event(connection, event, event.sandbox_id))
 
     def events(self, sandbox_id: str, after_id: int = 0, limit: int | None = None) -> list[Event]:
         """The trail of a sandbox in order, from after `after_id`. Nothing turns up later behind an id seen."""
@@ -374,7 +371,7 @@ class Ledger:
         proves nothing. They carry the sandbox's id without a foreign key, and are small (no user data).
         A final sandbox with an unsettled attempt (a defect) stays too, for the attempt is all that tells of a VM.
         """
-        unsettled = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.state.in_(_UNSETTLED))
+        unsettled = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.state.in_(UNSETTLED))
         with self._write() as connection:
             done = connection.execute(
                 delete(sandboxes).where(
@@ -410,88 +407,3 @@ class Ledger:
             yield
         finally:
             self._turn.release()
-
-
-def _save(connection: Connection, sandbox: Sandbox, event: Event | None) -> Sandbox:
-    query = select(sandboxes).where(sandboxes.c.id == sandbox.id).with_for_update()
-    row = connection.execute(query).one_or_none()
-    if row is None or row.version != sandbox.version:
-        raise _stale(f"sandbox {sandbox.id}", sandbox.version, row)
-    stored = to_sandbox(row)
-    _check_fixed(stored, sandbox, SANDBOX_MUTABLE)
-    if sandbox.state != stored.state:
-        check_transition(stored.state, sandbox.state)
-    values = {k: v for k, v in sandbox_values(sandbox).items() if k in SANDBOX_MUTABLE}
-    written = connection.execute(
-        update(sandboxes)
-        .where(sandboxes.c.id == sandbox.id, sandboxes.c.version == sandbox.version)
-        .values(**values, version=sandbox.version + 1)
-    )
-    if written.rowcount != 1:
-        raise _stale(f"sandbox {sandbox.id}", sandbox.version, None)
-    _add_event(connection, event, sandbox.id)
-    return _sandbox(connection, sandbox.id)
-
-
-def _with_instance(connection: Connection, sandbox: Sandbox) -> int:
-    """How many other sandboxes of the node have an instance, or may have one. Holds up other starts until the end."""
-    if connection.dialect.name == "postgresql":
-        # Two transactions that count at once would not see each other's writes. SQLite has one writer at a time.
-        node = f"{sandbox.cluster}/{sandbox.node}"
-        connection.execute(select(func.pg_advisory_xact_lock(_START_LOCK, func.hashtext(node))))
-    same_pod = (
-        (sandboxes.c.pod_namespace == sandbox.pod_namespace)
-        & (sandboxes.c.pod_name == sandbox.pod_name)
-        & (sandboxes.c.created_at < sandbox.created_at)
-    )
-    others = _occupying(sandbox.cluster, sandbox.node).where(sandboxes.c.id != sandbox.id, ~(_UP & same_pod))
-    return connection.execute(others).scalar_one()
-
-
-def _occupying(cluster: str, node: str) -> Select[int]:
-    unsettled = exists().where(attempts.c.sandbox_id == sandboxes.c.id, attempts.c.state.in_(_UNSETTLED))
-    going = (sandboxes.c.state == SandboxState.STOPPING.value) & unsettled
-    return select(func.count()).where(sandboxes.c.cluster == cluster, sandboxes.c.node == node, or_(_UP, going))
-
-
-def _oldest_first(query: Select[Any]) -> Select[Any]:
-    return query.order_by(sandboxes.c.created_at, sandboxes.c.id)
-
-
-def _sandbox(connection: Connection, sandbox_id: str) -> Sandbox:
-    return to_sandbox(connection.execute(select(sandboxes).where(sandboxes.c.id == sandbox_id)).one())
-
-
-def _attempt(connection: Connection, sandbox_id: str, number: int) -> Attempt:
-    query = select(attempts).where(attempts.c.sandbox_id == sandbox_id, attempts.c.number == number)
-    return to_attempt(connection.execute(query).one())
-
-
-def _insert_new(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
-    """Insert, or tell that a unique key is taken."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(values).on_conflict_do_nothing().returning(table.c.version)
-    return connection.execute(statement).one_or_none() is not None
-
-
-def _add_event(connection: Connection, event: Event | None, sandbox_id: str) -> int | None:
-    if event is None:
-        return None
-    if event.sandbox_id != sandbox_id:
-        raise ValueError(f"an event of sandbox {event.sandbox_id} cannot go with a write to sandbox {sandbox_id}")
-    if connection.dialect.name == "postgresql":
-        # Ids are drawn before the commit. Without this a reader could see id 8, go on from there, and never
-        # see 7, committed later. SQLite has one writer at a time.
-        connection.execute(select(func.pg_advisory_xact_lock(_EVENT_LOCK, func.hashtext(sandbox_id))))
-    return int(connection.execute(insert(events).values(event_values(event)).returning(events.c.id)).scalar_one())
-
-
-def _check_fixed(stored: Sandbox | Attempt, given: Sandbox | Attempt, mutable: tuple[str, ...]) -> None:
-    wrong = changed(stored, given, mutable)
-    if wrong:
-        raise ValueError(f"these fields of a recorded {type(stored).__name__} cannot change: {', '.join(wrong)}")
-
-
-def _stale(what: str, version: int, row: Any) -> StaleWriteError:
-    now = f"is at version {row.version} in state {row.state}" if row is not None else "is gone or changed"
-    return StaleWriteError(f"{what} was to be written as of version {version}, but it {now}")

@@ -22,7 +22,7 @@ from caa.ledger import (
     open_ledger,
     revision,
     schema,
-    store,
+    statements,
 )
 from caa.ledger import engine as ledger_engine
 from caa.ledger.tables import SCHEMA_REVISION
@@ -142,7 +142,7 @@ def test_an_event_waits_for_an_earlier_one_of_its_sandbox_that_is_not_committed(
     engine = ledger_engine.make_engine(url)
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as earlier:
-            first = store._add_event(earlier, event(), "sb-1")
+            first = statements.add_event(earlier, event(), "sb-1")
             ledger.add_event(event("sb-2"))  # another sandbox does not wait
             later = pool.submit(ledger.add_event, event())
             wait_for_a_lock_waiter(url)
