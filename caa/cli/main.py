@@ -38,6 +38,7 @@ MODULES = {
     "image": ("caa.cli.image", "the image that pod VMs boot"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
     "webhook": ("caa.cli.webhook", "size peer pods as they are admitted (on Kubernetes)"),
+    "controller": ("caa.cli.controller", "install on the nodes that a KataConfig chooses (on Kubernetes)"),
     "config": ("caa.cli.config", "check, show and describe the configuration"),
 }
 COMMANDS = {

@@ -88,7 +88,7 @@ def _kept(world: World, config: KataConfig) -> Decision:
     leaving = [node for node in world.nodes if node.labelled and node.name not in chosen]
     if leaving and world.peer_pods is None:
         return Decision(ask_peer_pods=True)
-    held = _held(world, leaving)
+    held = _held(world, config, leaving)
     seen = _look(world, chosen)
     joining = tuple(sorted(node.name for node in world.nodes if node.name in chosen and not node.labelled))
     wanted = config.peer_pods
@@ -142,8 +142,7 @@ def _removed(world: World, config: KataConfig) -> Decision:
     if not _begun(config) and (waiting := _waiting(world, config)) is not None:
         return waiting
     seen = _look(world, set())
-    names = {one.name for one in world.classes} | set(config.runtime_classes)
-    pods = [pod for pod in world.peer_pods if pod.runtime_class in names]
+    pods = _in_use(world, config)
     if pods and (world.daemon_sets or any(node.labelled for node in world.nodes)):
         return Decision(statuses=_status(world, config, seen, told.blocked(pods)))
     broken = told.of_nodes(seen, False, False, {})
@@ -177,7 +176,7 @@ def _waiting(world: World, config: KataConfig) -> Decision | None:
     labelled = {node.name for node in world.nodes if node.labelled}
     chosen &= labelled
     leaving = [node for node in world.nodes if node.name in labelled - chosen]
-    held = _held(world, leaving)
+    held = _held(world, config, leaving)
     seen = _look(world, chosen)
     pending = _pending(world, seen)
     building = world.image.build is Build.RUNNING and bool(labelled)
@@ -224,10 +223,16 @@ def _status(world: World, config: KataConfig, seen: list[Seen], condition: Condi
     return {config.name: told.status(config, seen, kata, there, condition, world.now)}
 
 
-def _held(world: World, leaving: Iterable[Node]) -> dict[str, list[PeerPod]]:
+def _in_use(world: World, config: KataConfig) -> list[PeerPod]:
+    """Pods of the classes that lead here. Of ours also when it is gone, as it is when a deletion begins."""
+    names = {one.name for one in world.classes if one.here} | {RUNTIME_CLASS, *config.runtime_classes}
+    return [pod for pod in world.peer_pods or () if pod.runtime_class in names]
+
+
+def _held(world: World, config: KataConfig, leaving: Iterable[Node]) -> dict[str, list[PeerPod]]:
     """Nodes that peer pods run on: without its service a pod VM would go on with nobody to end it."""
     found: dict[str, list[PeerPod]] = {node.name: [] for node in leaving}
-    for pod in world.peer_pods or ():
+    for pod in _in_use(world, config):
         if pod.node in found:
             found[pod.node].append(pod)
     return {name: pods for name, pods in found.items() if pods}

@@ -36,7 +36,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class PeerPod:
-    """A Pod that has not ended, of a runtime class of these nodes. `node` is "" until it is scheduled."""
+    """A Pod that has not ended and names a runtime class. `node` is "" until it is scheduled."""
 
     namespace: str
     name: str

@@ -184,12 +184,23 @@ def test_pods_of_every_class_in_the_status_keep_a_deletion(runtime_class: str) -
     assert model.progress() == ("True", "BlockedByExistingKataPods")
 
 
+def test_pods_of_other_classes_keep_nothing() -> None:
+    model = Model(1)
+    model.classes["gvisor"] = RuntimeClass("gvisor", here=False)
+    model.install()
+    model.run_pod("web", "w0", "gvisor")
+    model.delete()
+    finish(model)
+    assert not model.configs
+
+
 def test_a_pod_that_was_admitted_at_the_last_moment_keeps_its_node() -> None:
     model = Model(1).install()
     model.delete()
     assert model.round().remove_class
     model.run_pod("late", "w0")
-    model.round()
+    for _ in range(3):
+        model.round()
     assert model.progress() == ("True", "BlockedByExistingKataPods")
     assert model.labelled() == ["w0"]
     model.peer_pods.clear()

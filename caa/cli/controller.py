@@ -1,0 +1,52 @@
+"""`caa controller`: the controller of a Kubernetes cluster's KataConfigs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from caa.cli.main import fail
+
+# The extra that brings them.
+_LIBRARIES = frozenset({"kopf", "lightkube", "httpx2"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.add_argument(
+        "--namespace", help="where the DaemonSets are; that of the container's service account by default"
+    )
+    parser.add_argument("--image", help="the image of the DaemonSets; CAA_IMAGE by default")
+    parser.add_argument("--manifests", type=Path, help="a directory of DaemonSets, instead of those that ship")
+
+
+def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Watch until SIGTERM."""
+    import asyncio
+
+    try:
+        from caa.controller.main import run as control
+        from caa.controller.objects import SHIPPED
+        from caa.kubernetes.api import RefusedError
+    except ModuleNotFoundError as error:
+        if error.name not in _LIBRARIES:
+            raise
+        fail(
+            f"`caa controller` needs a library that is not installed ({error.name}): "
+            "pip install peerpod-cloud-adaptor[kubernetes]"
+        )
+    from caa.logs import set_up_logging
+    from providers.base import ConfigError
+
+    image = args.image or environ.get("CAA_IMAGE", "").strip()
+    if not image:
+        fail("CAA_IMAGE: '' is not allowed: must be the image that nodes shall run, such as registry.example.com/caa:1")
+    set_up_logging("console", "INFO")
+    try:
+        asyncio.run(control(args.namespace, image, args.manifests or SHIPPED))
+    except ConfigError as error:
+        fail(str(error))
+    except RefusedError as error:
+        fail(f"the API server refuses what the controller needs: {error}")
+    return 0

@@ -1,0 +1,243 @@
+"""The controller's calls to the API server. Each is here, and nothing else is asked for but kopf's watches.
+
+Their rights are in docker/kubernetes/controller/rbac.yaml, each with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import httpx2
+from lightkube import AsyncClient
+from lightkube.core.exceptions import ConfigError as LightkubeConfigError
+from lightkube.generic_resource import (
+    GenericGlobalResource,
+    GenericNamespacedResource,
+    create_api_info,
+    create_global_resource,
+)
+from lightkube.types import PatchType
+
+from caa.controller.kataconfig import GROUP, PLURAL, VERSION, KataConfig
+from caa.controller.nodes import LABEL
+from caa.controller.reading import COMPONENT, MANAGER
+from caa.kubernetes.api import PASSING, AwayError, RefusedError
+from providers.base import ConfigError, Problem
+
+Body = dict[str, Any]
+# A list of a large cluster takes a while; what takes longer is broken.
+TIMEOUT_SECONDS = 30.0
+# All pods of a cluster are listed in pages of this size, kubectl's own.
+PAGE = 500
+CONFLICT, GONE = 409, 404
+# Events of objects without a namespace are in this one.
+EVENTS_NAMESPACE = "default"
+
+
+class _Node(GenericGlobalResource):
+    _api_info = create_api_info("", "v1", "Node", "nodes")
+
+
+class _Pod(GenericNamespacedResource):
+    _api_info = create_api_info("", "v1", "Pod", "pods")
+
+
+class _Event(GenericNamespacedResource):
+    _api_info = create_api_info("", "v1", "Event", "events")
+
+
+class _ConfigMap(GenericNamespacedResource):
+    _api_info = create_api_info("", "v1", "ConfigMap", "configmaps")
+
+
+class _DaemonSet(GenericNamespacedResource):
+    _api_info = create_api_info("apps", "v1", "DaemonSet", "daemonsets")
+
+
+class _RuntimeClass(GenericGlobalResource):
+    _api_info = create_api_info("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses")
+
+
+class _Lease(GenericNamespacedResource):
+    _api_info = create_api_info("coordination.k8s.io", "v1", "Lease", "leases")
+
+
+_KataConfig: Any = create_global_resource(GROUP, VERSION, "KataConfig", PLURAL)
+
+
+class ConflictError(AwayError):
+    """Somebody else wrote in the meantime: look again."""
+
+
+class ControllerApi:
+    """Connections to the API server. Every call may raise AwayError (ConflictError too) and RefusedError."""
+
+    def __init__(self, namespace: str | None) -> None:
+        """`namespace` is the controller's; None takes the service account's. Raises ConfigError."""
+        try:
+            # Its overloads know no objects that are plain JSON.
+            self._client: Any = AsyncClient(namespace=namespace, timeout=httpx2.Timeout(TIMEOUT_SECONDS))
+        except (LightkubeConfigError, OSError) as error:
+            raise ConfigError([Problem("", f"where the API server is cannot be told: {error}")]) from error
+        self.namespace: str = self._client.namespace
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        await self._client.aclose()
+
+    # What there is
+
+    async def kata_configs(self) -> list[Body]:
+        """All of them. RefusedError with 404 when their definition is not installed."""
+        return await self._all(_KataConfig)
+
+    async def nodes(self) -> list[Body]:
+        """All of them."""
+        return await self._all(_Node)
+
+    async def runtime_classes(self) -> list[Body]:
+        """All of them."""
+        return await self._all(_RuntimeClass)
+
+    async def daemon_sets(self) -> dict[str, Body]:
+        """Of the controller's namespace, by name."""
+        found = await self._all(_DaemonSet, namespace=self.namespace)
+        return {one["metadata"]["name"]: one for one in found}
+
+    async def service_pods(self) -> list[Body]:
+        """Pods of the controller's DaemonSets."""
+        return [
+            one
+            for one in await self._all(_Pod, namespace=self.namespace)
+            if COMPONENT in (one["metadata"].get("labels") or {})
+        ]
+
+    async def every_pod(self) -> AsyncIterator[Body]:
+        """Pods of the whole cluster. There is no field selector for a runtime class."""
+        with errors():
+            async for one in self._client.list(_Pod, namespace="*", chunk_size=PAGE):
+                yield _plain(one)
+
+    # What is written
+
+    async def set_finalizers(self, config: KataConfig, finalizers: list[str]) -> None:
+        """All of a KataConfig's, if it is still as it was seen."""
+        patch = {"metadata": {"finalizers": finalizers, "resourceVersion": config.version}}
+        with errors(absent_is_fine=True):
+            await self._client.patch(_KataConfig, config.name, patch, patch_type=PatchType.MERGE)
+
+    async def set_status(self, config: KataConfig, status: Mapping[str, Any]) -> None:
+        """The whole status, if it is still as it was seen. What earlier versions wrote stays."""
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "KataConfig",
+            "metadata": {"name": config.name, "resourceVersion": config.version},
+            "status": {**config.status, **status},
+        }
+        with errors():
+            await self._client.replace(_KataConfig.Status(body), config.name)
+
+    async def label(self, node: str, value: str | None) -> None:
+        """Set or (None) remove our label of a node; a node that is gone needs none."""
+        patch = {"metadata": {"labels": {LABEL: value}}}
+        with errors(absent_is_fine=True):
+            await self._client.patch(_Node, node, patch, patch_type=PatchType.MERGE)
+
+    async def write_daemon_set(self, body: Body) -> None:
+        """Make it or, if it has a version, replace that."""
+        await self._write(_DaemonSet, body, self.namespace)
+
+    async def delete_daemon_set(self, name: str) -> None:
+        """Its pods end, too."""
+        with errors(absent_is_fine=True):
+            await self._client.delete(_DaemonSet, name, namespace=self.namespace)
+
+    async def write_runtime_class(self, body: Body) -> None:
+        """Make it or, if it has a version, replace that."""
+        await self._write(_RuntimeClass, body)
+
+    async def delete_runtime_class(self, name: str) -> None:
+        """Pods that run are not touched; new ones are refused."""
+        with errors(absent_is_fine=True):
+            await self._client.delete(_RuntimeClass, name)
+
+    async def create_event(self, config: KataConfig, reason: str, message: str, *, warning: bool, at: datetime) -> None:
+        """An event of a KataConfig."""
+        time = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "KataConfig", "name": config.name, "uid": config.uid}
+        body: Body = {
+            "metadata": {"name": f"{config.name[:200]}.{secrets.token_hex(8)}", "namespace": EVENTS_NAMESPACE},
+            "involvedObject": about,
+            "reason": reason,
+            "message": message[:1024],
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": MANAGER},
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+        }
+        with errors():
+            await self._client.create(_Event(**body), namespace=EVENTS_NAMESPACE)
+
+    # Small objects of its own
+
+    async def lease(self, name: str) -> Body | None:
+        """A Lease; None when there is none."""
+        return await self._get(_Lease, name)
+
+    async def write_lease(self, body: Body) -> Body:
+        """Make it or, if it has a version, replace that. ConflictError when somebody was faster."""
+        return await self._write(_Lease, body, self.namespace)
+
+    async def config_map(self, name: str) -> Body | None:
+        """A ConfigMap; None when there is none."""
+        return await self._get(_ConfigMap, name)
+
+    async def write_config_map(self, body: Body) -> None:
+        """Make it or, if it has a version, replace that."""
+        await self._write(_ConfigMap, body, self.namespace)
+
+    # Inside
+
+    async def _all(self, kind: Any, **where: Any) -> list[Body]:
+        with errors():
+            return [_plain(one) async for one in self._client.list(kind, **where)]
+
+    async def _get(self, kind: Any, name: str) -> Body | None:
+        with errors(absent_is_fine=True):
+            return _plain(await self._client.get(kind, name, namespace=self.namespace))
+        return None
+
+    async def _write(self, kind: Any, body: Body, namespace: str | None = None) -> Body:
+        where = {"namespace": namespace} if namespace else {}
+        with errors():
+            if body["metadata"].get("resourceVersion"):
+                return _plain(await self._client.replace(kind(body), body["metadata"]["name"], **where))
+            return _plain(await self._client.create(kind(body), **where))
+
+
+def _plain(one: Any) -> Body:
+    # The library keeps the JSON in a dict of its own kind.
+    return dict(one)
+
+
+@contextlib.contextmanager
+def errors(*, absent_is_fine: bool = False) -> Iterator[None]:
+    """What a call may raise, as this package knows it."""
+    try:
+        yield
+    except httpx2.HTTPStatusError as error:
+        code = error.response.status_code
+        if code == GONE and absent_is_fine:
+            return
+        if code == CONFLICT:
+            raise ConflictError(str(error)) from error
+        if code in PASSING:
+            raise AwayError(f"the API server answered {code}: {error}") from error
+        raise RefusedError(code, str(error)) from error
+    except (httpx2.TransportError, OSError) as error:
+        raise AwayError(f"the API server cannot be reached: {type(error).__name__}: {error}") from error

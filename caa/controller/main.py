@@ -1,0 +1,84 @@
+"""`caa controller` from its start to SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from caa.clock import Clock, SystemClock
+from caa.controller.api import GONE, ControllerApi
+from caa.controller.leader import Leader
+from caa.controller.objects import daemon_sets
+from caa.controller.rounds import Images, NoImages, Rounds
+from caa.controller.watches import watch
+from caa.kubernetes.api import AwayError, RefusedError
+
+log = logging.getLogger(__name__)
+
+LEASE = "caa-controller"
+# Between looks whether the definition of KataConfig is installed.
+DEFINITION_SECONDS = 5.0
+
+
+async def run(namespace: str | None, image: str, manifests: Path) -> None:
+    """Raises ConfigError when it cannot begin, and RefusedError when the API server refuses the Lease."""
+    clock = SystemClock()
+    async with _api(namespace) as api:
+        wanted = daemon_sets(manifests, api.namespace, image)
+        leader = Leader(api, LEASE, f"{socket.gethostname()}-{uuid.uuid4()}", clock)
+        leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, NoImages(), clock, leader)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, leading.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await leading
+
+
+@contextlib.asynccontextmanager
+async def _api(namespace: str | None) -> AsyncIterator[ControllerApi]:
+    api = ControllerApi(namespace)
+    try:
+        yield api
+    finally:
+        await api.close()
+
+
+async def _work(
+    api: ControllerApi, wanted: dict[str, dict[str, object]], images: Images, clock: Clock, leader: Leader
+) -> None:
+    """What the leader does, for ever."""
+    await _defined(api, clock)
+    rounds = Rounds(api, wanted, images, clock, lambda: leader.leads)
+    watching = asyncio.ensure_future(watch(api.namespace, rounds.wake))
+    others = [asyncio.ensure_future(rounds.run())]
+    try:
+        done, _ = await asyncio.wait({watching, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (watching, *others):
+            task.cancel()
+        await asyncio.gather(watching, *others, return_exceptions=True)
+
+
+async def _defined(api: ControllerApi, clock: Clock) -> None:
+    """Wait for the definition of KataConfig: kopf looks for it once, when it begins."""
+    told = False
+    while True:
+        try:
+            await api.kata_configs()
+            return
+        except RefusedError as error:
+            if error.status != GONE:
+                raise
+            if not told:
+                log.warning("there is no definition of KataConfig; waiting for docker/kubernetes/controller")
+                told = True
+        except AwayError as error:
+            log.warning("waiting for the API server: %s", error)
+        await clock.sleep(DEFINITION_SECONDS)

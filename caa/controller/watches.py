@@ -1,0 +1,100 @@
+"""What kopf watches, so that rounds begin when something happens. It only wakes them: what there is, they look at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kopf
+
+from caa.controller.kataconfig import GROUP, PLURAL, VERSION
+from caa.controller.reading import COMPONENT, node
+
+# A connection that a balancer forgot is found out.
+SERVER_SECONDS = 300
+# Between tries while the API server is away. kopf gives an operator up when they are used up, and this one never.
+BACKOFFS = (0.5, 1, 2, 5, 10, 20, *(30,) * 1000)
+
+
+def registry(wake: Callable[[], None]) -> kopf.OperatorRegistry:
+    """The watches. Nodes write their status all the time, so of these only what counts wakes anybody."""
+    made = kopf.OperatorRegistry()
+    known: dict[str, object] = {}
+    kopf.on.login(registry=made)(kopf.login_with_service_account)
+    kopf.on.login(registry=made)(kopf.login_with_kubeconfig)
+
+    def happened(**_: Any) -> None:
+        wake()
+
+    def node_happened(event: Mapping[str, Any], **_: Any) -> None:
+        seen = node(event["object"])
+        before = known.get(seen.name)
+        if event["type"] == "DELETED":
+            known.pop(seen.name, None)
+            wake()
+        elif before != seen:
+            known[seen.name] = seen
+            wake()
+
+    kopf.on.event(GROUP, VERSION, PLURAL, registry=made)(happened)
+    kopf.on.event("", "v1", "nodes", registry=made)(node_happened)
+    kopf.on.event("", "v1", "pods", labels={COMPONENT: kopf.PRESENT}, registry=made)(happened)
+    kopf.on.event("apps", "v1", "daemonsets", registry=made)(happened)
+    kopf.on.event("node.k8s.io", "v1", "runtimeclasses", registry=made)(happened)
+    return made
+
+
+def settings() -> kopf.OperatorSettings:
+    """kopf, kept to watching: no events, annotations, finalizers or peers of its own."""
+    made = kopf.OperatorSettings()
+    made.posting.enabled = False
+    made.scanning.disabled = True  # no rights on namespaces and definitions
+    made.watching.server_timeout = SERVER_SECONDS
+    made.process.ultimate_exiting_timeout = None  # no SIGKILL to a thread that takes its time
+    made.networking.error_backoffs = BACKOFFS
+    return made
+
+
+async def watch(namespace: str, wake: Callable[[], None]) -> None:
+    """Until it is cancelled. Raises what kopf ended with.
+
+    kopf has a thread and a loop of its own: it takes signals where it can, and ends with all tasks of its loop.
+    """
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def tell(do: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is over
+            loop.call_soon_threadsafe(do, *arguments)
+
+    def run() -> None:
+        told: BaseException | None = None
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=registry(lambda: tell(wake)),
+                    settings=settings(),
+                    namespaces=[namespace],
+                    standalone=True,
+                    stop_flag=stop,
+                )
+            )
+        except Exception as error:
+            told = error
+        tell(end, told)
+
+    def end(error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_exception(error or RuntimeError("the watches ended"))
+
+    thread = threading.Thread(target=run, name="kopf", daemon=True)
+    thread.start()
+    try:
+        await asyncio.shield(ended)
+    finally:
+        # Not waited for: it only wakes, and a wake too many does no harm.
+        stop.set()
+        ended.cancel()

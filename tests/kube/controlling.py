@@ -1,0 +1,172 @@
+"""A cluster with a real `caa controller` on the API server's stand-in; DaemonSets and kubelets are played here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caa.controller.nodes import LABEL
+from caa.controller.reading import COMPONENT
+from tests.kube.apiserver import KubeApiServer, eventually
+
+ROOT = Path(__file__).parents[2]
+PLACE = ROOT / "docker" / "kubernetes" / "controller"
+NAMESPACE = "peerpods-nodes"
+IMAGE = "registry.example.com/caa:7"
+STOP_SECONDS = 20.0
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    """All that the kustomization names; it uses `resources` and nothing else."""
+    kustomization = yaml.safe_load((PLACE / "kustomization.yaml").read_text())
+    assert set(kustomization) == {"apiVersion", "kind", "resources"}
+    for name in kustomization["resources"]:
+        yield from yaml.safe_load_all((PLACE / name).read_text())
+
+
+class Controller:
+    """One replica, as a process."""
+
+    def __init__(self, kube: KubeApiServer, **environ: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="controller-")
+        self._log = Path(self._directory.name) / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "caa.cli.main", "controller", "--namespace", NAMESPACE],
+                env={**os.environ, "CAA_IMAGE": IMAGE, "KUBECONFIG": str(kube.kubeconfig()), **environ},
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+            )
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def stop(self) -> int:
+        """As the kubelet does; its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        finally:
+            self.kill()
+            self._directory.cleanup()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Cluster:
+    """What a test does, and sees."""
+
+    def __init__(self, kube: KubeApiServer, workers: int = 2) -> None:
+        self.kube = kube
+        kube.do("reset")
+        kube.do("namespace", name=NAMESPACE)
+        for manifest in manifests():
+            if manifest["kind"] == "CustomResourceDefinition":
+                kube.do("define", definition=manifest)
+        for number in range(workers):
+            self.add_node(f"w{number}")
+        self._stack = contextlib.ExitStack()
+        self._lock = threading.Lock()
+
+    # Kubernetes' part
+
+    def add_node(self, name: str, **labels: str) -> None:
+        labels = {"kubernetes.io/hostname": name, "node-role.kubernetes.io/worker": "", **labels}
+        ready = {"type": "Ready", "status": "True"}
+        body = {"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}}
+        self.kube.do("add", resource="nodes", body=body)
+
+    def relabel(self, name: str, **labels: str | None) -> None:
+        self.kube.do("change", resource="nodes", name=name, patch={"metadata": {"labels": labels}})
+
+    def labelled(self) -> list[str]:
+        nodes = self.kube.do("listed", resource="nodes")
+        return [one["metadata"]["name"] for one in nodes if LABEL in one["metadata"]["labels"]]
+
+    def settle(self) -> None:
+        """The DaemonSets' controller and the kubelets do all there is to do now."""
+        sets = {one["metadata"]["name"]: one for one in self.kube.do("listed", resource="daemonsets")}
+        wanted = {f"{name}-{node}": (name, node) for name in sets for node in self.labelled()}
+        there = {one["metadata"]["name"] for one in self.service_pods()}
+        for pod in there - wanted.keys():
+            self.kube.do("remove", resource="pods", namespace=NAMESPACE, name=pod)
+        for pod in wanted.keys() - there:
+            name, node = wanted[pod]
+            assert sets[name]["spec"]["template"]["spec"]["nodeSelector"] == {LABEL: ""}
+            self.start_pod(name, node, sets[name]["spec"]["template"]["metadata"]["labels"])
+
+    def start_pod(self, daemon_set: str, node: str, labels: dict[str, str], **status: Any) -> None:
+        body = {
+            "metadata": {"name": f"{daemon_set}-{node}", "labels": labels},
+            "spec": {"nodeName": node},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], **status},
+        }
+        self.kube.do("add", resource="pods", namespace=NAMESPACE, body=body)
+
+    def service_pods(self) -> list[dict[str, Any]]:
+        found = self.kube.do("listed", resource="pods", namespace=NAMESPACE)
+        return [one for one in found if COMPONENT in one["metadata"].get("labels", {})]
+
+    def run_pod(self, name: str, node: str, runtime_class: str = "kata-remote") -> None:
+        spec = {"nodeName": node, "runtimeClassName": runtime_class}
+        body = {"metadata": {"name": name}, "spec": spec, "status": {"phase": "Running"}}
+        self.kube.do("add", resource="pods", namespace="default", body=body)
+
+    # A user's part
+
+    def add(self, name: str = "example", **spec: Any) -> None:
+        body = {"metadata": {"name": name}, "spec": {"enablePeerPods": True, **spec}}
+        self.kube.do("add", resource="kataconfigs", body=body)
+
+    def delete(self, name: str = "example") -> None:
+        self.kube.do("remove", resource="kataconfigs", name=name)
+
+    def config(self, name: str = "example") -> dict[str, Any]:
+        """{} when there is none."""
+        found = [one for one in self.kube.do("listed", resource="kataconfigs") if one["metadata"]["name"] == name]
+        return dict(found[0]) if found else {}
+
+    def progress(self, name: str = "example") -> tuple[str, str] | None:
+        """Status and reason of the condition."""
+        conditions = self.config(name).get("status", {}).get("conditions") or [None]
+        return (conditions[0]["status"], conditions[0]["reason"]) if conditions[0] else None
+
+    def reasons(self, name: str = "example") -> list[str]:
+        return self.kube.reasons(name)
+
+    # Processes
+
+    def controller(self, **environ: str) -> Controller:
+        made = Controller(self.kube, **environ)
+        self._stack.callback(made.stop)
+        return made
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def until(self, wanted: Callable[[], bool], *controllers: Controller) -> None:
+        """While nodes do what they are told."""
+
+        def look() -> bool:
+            for one in controllers:
+                assert one.process.poll() is None, one.log()
+            self.settle()
+            return wanted()
+
+        eventually(look, bool)
+
+    def install(self) -> None:
+        self.until(lambda: self.progress() == ("False", ""))

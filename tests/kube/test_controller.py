@@ -1,0 +1,197 @@
+"""`caa controller` as a process, on the API server's stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from caa.controller.kataconfig import FINALIZER
+from tests.controller.test_kataconfig import VERSIONS as STATUSES
+from tests.kube.apiserver import KubeApiServer, eventually
+from tests.kube.controlling import IMAGE, NAMESPACE, Cluster, manifests
+from tests.webhook.test_manifests import VERSIONS
+
+POOL: dict[str, Any] = {"kataConfigPoolSelector": {"matchLabels": {"pool": "kata"}}}
+
+
+@pytest.fixture
+def cluster(api_server: KubeApiServer) -> Iterator[Cluster]:
+    made = Cluster(api_server)
+    yield made
+    made.close()
+
+
+def gone(cluster: Cluster) -> bool:
+    return not cluster.config()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid(version: str) -> None:
+    kinds = set()
+    for manifest in manifests():
+        kubernetes_validate.validate(manifest, version, strict=True)
+        kinds.add(manifest["kind"])
+    assert kinds >= {"Deployment", "CustomResourceDefinition", "Role", "ClusterRole", "PodDisruptionBudget"}
+
+
+def strategy(cluster: Cluster) -> Any:
+    """Of the proxy's DaemonSet."""
+    (found,) = [
+        one for one in cluster.kube.do("listed", resource="daemonsets") if one["metadata"]["name"] == "caa-proxy"
+    ]
+    return found["spec"]["updateStrategy"]["type"]
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for one in manifests() if one["kind"] in ("Role", "ClusterRole") for rule in one["rules"]]
+
+
+def test_a_kata_config_s_life(cluster: Cluster) -> None:
+    kube = cluster.kube
+    kube.do("allow_only", rules=rules())
+    cluster.add()
+    controller = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
+    status = cluster.config()["status"]
+    assert status["kataNodes"] == {"nodeCount": 2, "readyNodeCount": 2, "installed": ["w0", "w1"]}
+    assert status["runtimeClasses"] == ["kata-remote"]
+    assert cluster.config()["metadata"]["finalizers"] == [FINALIZER]
+    sets = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in kube.do("listed", resource="daemonsets")
+    }
+    assert sorted(sets) == ["caa-proxy", "caa-serve"]
+    assert all(one["containers"][0]["image"] == IMAGE for one in sets.values())
+    (made,) = kube.do("listed", resource="runtimeclasses")
+    assert (made["handler"], made["overhead"]["podFixed"]["memory"]) == ("kata-remote", "120Mi")
+    # What somebody else changed is made right, and what somebody else added is left there.
+    patch: dict[str, Any] = {"overhead": {"podFixed": {"memory": "2Gi"}}, "metadata": {"labels": {"theirs": "yes"}}}
+    kube.do("change", resource="runtimeclasses", name="kata-remote", patch=patch)
+    patch = {"spec": {"updateStrategy": {"type": "RollingUpdate"}, "minReadySeconds": 3}}
+    kube.do("change", resource="daemonsets", namespace=NAMESPACE, name="caa-proxy", patch=patch)
+    eventually(lambda: strategy(cluster), lambda seen: seen == "OnDelete")
+    (made,) = eventually(lambda: kube.do("listed", resource="runtimeclasses"), lambda seen: "120Mi" in str(seen))
+    assert made["metadata"]["labels"]["theirs"] == "yes"
+    # A node comes, and one goes, by their labels.
+    cluster.add_node("w2")
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["readyNodeCount"] == 3, controller)
+    kube.do("remove", resource="nodes", name="w2")
+    kube.do("change", resource="kataconfigs", name="example", patch={"spec": {**POOL}})
+    cluster.relabel("w1", pool="kata")
+    cluster.until(lambda: cluster.labelled() == ["w1"] and cluster.progress() == ("False", ""), controller)
+    # A pod keeps all that it needs.
+    cluster.run_pod("web", "w1")
+    cluster.delete()
+    eventually(cluster.progress, lambda seen: seen == ("True", "BlockedByExistingKataPods"))
+    assert cluster.labelled() == ["w1"]
+    kube.do("remove", resource="pods", namespace="default", name="web")
+    kube.do("change", resource="nodes", name="w1", patch={"metadata": {"labels": {"wake": "up"}}})
+    cluster.until(lambda: gone(cluster), controller)
+    for resource in ("daemonsets", "runtimeclasses"):
+        assert kube.do("listed", resource=resource) == []
+    assert cluster.labelled() == []
+    assert cluster.reasons()[:2] == ["Installing", "Completed"]
+    assert cluster.reasons()[-2:] == ["BlockedByExistingKataPods", "Uninstalling"]
+    assert controller.stop() == 0
+    # Each right is used.
+    calls = {(call["verb"], call["group"], call["resource"]) for call in kube.do("called")}
+    assert calls == {
+        (verb, group, resource)
+        for rule in rules()
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+@pytest.mark.parametrize("status", STATUSES.values(), ids=STATUSES)
+def test_an_object_of_an_earlier_version_is_valid_and_carried_over(cluster: Cluster, status: dict[str, Any]) -> None:
+    kube = cluster.kube
+    body = {"metadata": {"name": "example"}, "spec": {"enablePeerPods": True, "logLevel": "info"}, "status": status}
+    kube.do("add", resource="kataconfigs", body=body)
+    kube.do("add", resource="runtimeclasses", body={"metadata": {"name": "kata"}, "handler": "kata"})
+    cluster.controller()
+    cluster.install()
+    now = cluster.config()["status"]
+    assert now["runtimeClasses"] == ["kata", "kata-remote"]
+    assert now.get("runtimeClass") == status.get("runtimeClass")
+
+
+def test_one_of_two_leads_and_the_other_takes_over(cluster: Cluster) -> None:
+    cluster.add()
+    first = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), first)
+    second = cluster.controller()
+    eventually(second.log, lambda text: "leads, and" in text)
+    assert cluster.kube.do("watching", resource="nodes") == 1
+    first.stop()
+    cluster.add_node("w2")
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 3, second)
+    # One that dies gives nothing back: its Lease has to run out.
+    third = cluster.controller()
+    eventually(third.log, lambda text: "leads, and" in text)
+    second.kill()
+    cluster.add_node("w3")
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 4, third)
+
+
+def test_broken_watches_lost_history_conflicts_and_an_outage_lose_nothing(cluster: Cluster) -> None:
+    kube = cluster.kube
+    cluster.add(**POOL)
+    controller = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
+
+    def joins(node: str, count: int) -> None:
+        cluster.relabel(node, pool="kata")
+        cluster.until(lambda: cluster.config()["status"]["kataNodes"].get("readyNodeCount") == count, controller)
+
+    kube.do("break_watches")
+    joins("w0", 1)
+    kube.do("expire")
+    kube.do("break_watches", how="close")
+    joins("w1", 2)
+    for resource, code in (("kataconfigs/status", 409), ("nodes", 409), ("nodes", 429), ("kataconfigs/status", 503)):
+        kube.do("refuse", code=code, resource=resource, times=2)
+    cluster.add_node("w2")
+    joins("w2", 3)
+    kube.do("set_down", down=True)
+    cluster.add_node("w3", pool="kata")
+    kube.do("set_down", down=False)
+    joins("w3", 4)
+    assert cluster.progress() == ("False", "")
+
+
+def test_a_second_kata_config_is_told_that_it_is_ignored(cluster: Cluster) -> None:
+    cluster.add()
+    cluster.controller()
+    cluster.install()
+    cluster.add("second", **POOL)
+    eventually(lambda: cluster.progress("second"), lambda seen: seen == ("False", "DuplicateKataConfig"))
+    eventually(lambda: cluster.reasons("second"), lambda seen: seen == ["DuplicateKataConfig"])
+    assert cluster.labelled() == ["w0", "w1"]
+
+
+def test_daemon_sets_that_are_refused_or_another_s_are_told_and_the_rest_goes_on(cluster: Cluster) -> None:
+    kube = cluster.kube
+    other = {"metadata": {"name": "caa-proxy"}, "spec": {"selector": {}, "template": {}}}
+    kube.do("add", resource="daemonsets", namespace=NAMESPACE, body=other)
+    kube.do("add", resource="kataconfigs", body={"metadata": {"name": "example"}, "spec": {"enablePeerPods": True}})
+    cluster.controller()
+    eventually(cluster.progress, lambda seen: seen == ("True", "Failed"))
+    message = cluster.config()["status"]["conditions"][0]["message"]
+    assert message == "DaemonSet caa-proxy: there is one that caa-controller did not make"
+    assert cluster.labelled() == ["w0", "w1"]
+    kube.do("remove", resource="daemonsets", namespace=NAMESPACE, name="caa-proxy")
+    cluster.install()
+
+
+def test_without_the_definition_it_waits_for_it(cluster: Cluster) -> None:
+    (definition,) = [one for one in manifests() if one["kind"] == "CustomResourceDefinition"]
+    cluster.kube.do("without", kind="kataconfigs")
+    controller = cluster.controller()
+    eventually(controller.log, lambda text: "there is no definition of KataConfig" in text)
+    cluster.kube.do("define", definition=definition)
+    cluster.add()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
