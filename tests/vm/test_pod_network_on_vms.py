@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import re
 import subprocess
+import sys
+import tarfile
 import threading
 import time
 import urllib.request
@@ -13,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -202,6 +207,78 @@ def test_the_workload_in_the_vm_sees_its_vm_at_the_metadata_address_and_never_th
         assert heard == [(POD, "/trap")]
         service.stop_sandbox(sandbox_id)
         service.wait_for_state(sandbox_id, {"stopped"}, 30)
+
+
+def run_in_vm(program: str) -> str:
+    """What a Python program prints in the pod VM, with the packages that it loads here."""
+    loaded = (
+        f"{program.partition('#')[0]}\nimport sys, pathlib\n"
+        "site = next(path for path in sys.path if path.endswith('site-packages'))\n"
+        "files = [getattr(module, '__file__', None) or '' for module in list(sys.modules.values())]\n"
+        "print(site, *{file[len(site) + 1 :].split('/')[0] for file in files if file.startswith(site)})\n"
+    )
+    site, *tops = sh(sys.executable, "-c", loaded).split()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for top in tops:
+            tar.add(Path(site) / top, top, filter=without_models)
+        main = tarfile.TarInfo("main.py")
+        main.size = len(program.encode())
+        tar.addfile(main, io.BytesIO(program.encode()))
+    connection = HTTPConnection(POD, PORT, timeout=120)
+    try:
+        connection.request("POST", "/run", packed.getvalue())
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, text
+        return text.strip()
+    finally:
+        connection.close()
+
+
+def without_models(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Of azure and botocore there are many megabytes for services that nobody asks here."""
+    unused = re.match(r"azure/(mgmt|storage)|botocore/data/[^/]+/|.*__pycache__", entry.name)
+    return None if unused else entry
+
+
+def test_clients_of_aws_and_azure_in_the_vm_see_its_identity(service: ServiceProcess, pod: Pod) -> None:
+    sandbox_id = new_id()
+    created = service.create(sandbox_id, "web", netns=pod.netns)
+    instance = service.start_sandbox(sandbox_id)["instance"]
+    run_pod(created["agent_socket_path"])
+    wait_for_server()
+    told = run_in_vm(
+        "from botocore.utils import IMDSFetcher, InstanceMetadataRegionFetcher\n"
+        "# asked there only\n"
+        "fetcher = IMDSFetcher(timeout=20)\n"
+        "token = fetcher._fetch_metadata_token()\n"
+        "print(fetcher._get_request('latest/meta-data/instance-id', None, token).text)\n"
+        "print(InstanceMetadataRegionFetcher(timeout=20).retrieve_region())\n"
+    )
+    assert told.split()[0] == instance["id"]
+    service.stop()
+    service.environ["CAA_METADATA_DIALECT"] = "azure"
+    service.start()
+    service.wait_ready()
+    try:
+        told = run_in_vm(
+            "from azure.identity import CredentialUnavailableError\n"
+            "from azure.identity._credentials.imds import ImdsCredential\n"
+            "# asked there only\n"
+            "credential = ImdsCredential(_enable_imds_probe=True)\n"
+            "try: credential.get_token('https://management.azure.com/.default')\n"
+            "except CredentialUnavailableError as error: print(credential._endpoint_available, error)\n"
+        )
+        assert told.startswith("True ")
+        assert "Identity not found" in told
+    finally:
+        service.stop()
+        del service.environ["CAA_METADATA_DIALECT"]
+        service.start()
+        service.wait_ready()
+    service.stop_sandbox(sandbox_id)
+    service.wait_for_state(sandbox_id, {"stopped"}, 30)
 
 
 def test_in_mode_vm_the_workload_reads_the_clouds_own_service_through_its_vm_and_no_user_data(
