@@ -44,16 +44,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many kills there were: that number is the claim."""
-    counts: dict[str, Counter[str]] = {}
+    """Say what was counted: how many kills there were and what was found after them, and what tests call "measured"."""
+    outcomes: dict[str, Counter[str]] = {}
+    found: dict[str, Counter[str]] = {}
+    made: dict[str, Counter[str]] = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
+            told = dict(report.user_properties)
+            if "measured" in told:
+                terminalreporter.write_line(str(told["measured"]))
             case = re.search(r"::test_a_kill_at_[^[]*\[([a-z]+)-", report.nodeid)
             if case:
-                counts.setdefault(case[1], Counter())[outcome] += 1
-    for cloud, outcomes in sorted(counts.items()):
-        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        terminalreporter.write_line(f"kill matrix on {cloud}: {outcomes.total()} cases, {listed}")
+                outcomes.setdefault(case[1], Counter())[outcome] += 1
+                found.setdefault(case[1], Counter()).update(told.get("found", {}))
+                # Of all cases together, and more with each.
+                made[case[1]] = Counter(made.get(case[1], Counter()) | Counter(told.get("made", {})))
+    for cloud, counts in sorted(outcomes.items()):
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        duplicates, lost = found[cloud].pop("duplicates", 0), found[cloud].pop("lost", 0)
+        left = ", ".join(f"{count} of {made[cloud][kind]} {kind}" for kind, count in found[cloud].items())
+        terminalreporter.write_line(f"kill matrix on {cloud}: {counts.total()} cases, {listed}")
+        terminalreporter.write_line(f"  {duplicates} duplicates, {lost} sandboxes lost; left behind: {left}")
 
 
 @pytest.fixture(scope="session")

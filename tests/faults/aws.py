@@ -11,7 +11,7 @@ from tests.clouds.aws.account import ec2_client, instances_of
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy, default_action
-from tests.faults.cloud import EmulatedCloud, Kinds, SeenInstance
+from tests.faults.cloud import VMS, EmulatedCloud, Kinds, SeenInstance
 
 TYPE = "m6a.large"
 # Only its third offering can be had.
@@ -92,9 +92,15 @@ class EmulatedAws(EmulatedCloud):
         tokens = self._emulator.counters()["tokens"]
         return [f"token {token} stands for {ids}" for token, ids in tokens.items() if len(ids) > 1]
 
-    def left_behind(self, cluster: str, node: str) -> list[str]:
+    def left_behind(self, cluster: str, node: str) -> dict[str, list[str]]:
         """Nothing can be: volumes and interfaces are parts of the instance, and end with it."""
-        return []
+        return {}
+
+    def made(self) -> dict[str, int]:
+        return {VMS: sum(len(ids) for ids in self._emulator.counters()["tokens"].values())}
+
+    def keeping(self, *kinds: str) -> None:
+        raise AssertionError(f"{kinds} are no kinds of what EC2 can leave")
 
     def no_capacity(self, zones: int) -> None:
         self._emulator.capacity(*({"zone": zone} for zone in self._seed.zones[:zones]))
@@ -118,4 +124,5 @@ def _seen(one: dict[str, Any]) -> SeenInstance:
         tags.get(_TAG + "attempt", ""),
         alive=state not in ("shutting-down", "terminated"),
         running=state == "running",
+        ending=state == "shutting-down",
     )

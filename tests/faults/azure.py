@@ -11,7 +11,7 @@ from providers.base import OwnerScope
 from tests.clouds.azure.emulator import AzureEmulator
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
-from tests.faults.cloud import EmulatedCloud, Kinds, SeenInstance
+from tests.faults.cloud import VMS, EmulatedCloud, Kinds, SeenInstance
 
 TYPE = "Standard_D2as_v5"
 # Only its third offering can be had.
@@ -21,11 +21,14 @@ PENDING_SECONDS = 0.05
 BOOT_SECONDS = 0.25
 READY_SECONDS = 1.0
 ENDING_SECONDS = 1.0
+# What comes with a VM: as it is called here, and by the emulator.
+_PARTS = {"interfaces": "interfaces", "disks": "disks", "public addresses": "public_ips"}
 
 # What the first start of a process looks up before it can launch.
 _LOOKUPS = Counter(ListSku=1, GetImage=1, GetVersion=1)
-# Whether the VM is there is asked first, and the quota; the address comes with the first list.
-_LISTS = Counter(ListVirtualMachine=1, ListNetworkInterface=1)
+# Whether the VM is there is asked first, and the quota; the address comes with the first list. Each VM has a public
+# one, for that is one more thing to leave behind.
+_LISTS = Counter(ListVirtualMachine=1, ListNetworkInterface=1, ListPublicIPAddress=1)
 _START = _LOOKUPS + _LISTS + Counter(GetVirtualMachine=1, ListUsages=1, PutVirtualMachine=1)
 
 
@@ -44,7 +47,7 @@ class EmulatedAzure(EmulatedCloud):
         launch="^PutVirtualMachine$",
         terminate="^DeleteVirtualMachine$",
         list="^ListVirtualMachine$",
-        look_up="^(ListSku|GetImage|GetVersion|ListUsages|GetVirtualMachine|ListNetworkInterface)$",
+        look_up="^(ListSku|GetImage|GetVersion|ListUsages|GetVirtualMachine|ListNetworkInterface|ListPublicIPAddress)$",
     )
     throttled: ClassVar = {
         "status": 429,
@@ -80,6 +83,7 @@ class EmulatedAzure(EmulatedCloud):
             "AZURE_IMAGE_ID": seed.images["plain"],
             "AZURE_INSTANCE_SIZE": SCARCE_TYPE if scarce else TYPE,
             "AZURE_ZONES": "1,2,3",
+            "USE_PUBLIC_IP": "true",
             "DISABLECVM": "true",
         }
 
@@ -101,9 +105,20 @@ class EmulatedAzure(EmulatedCloud):
         made = self._emulator.overview()["made"]
         return [f"name {name} stands for {ids}" for name, ids in made.items() if len(ids) > 1]
 
-    def left_behind(self, cluster: str, node: str) -> list[str]:
-        """Interfaces, disks and public addresses that no VM has, of whichever node: nobody makes such here."""
-        return [f"{one} is in no use" for one in self._emulator.overview()["unused"]]
+    def left_behind(self, cluster: str, node: str) -> dict[str, list[str]]:
+        """Those without a whole owner are everybody's."""
+        scope, unused = OwnerScope(cluster, node), self._emulator.overview()["unused"]
+        return {
+            ours: [one["name"] for one in unused[theirs] if is_of(one["tags"], scope) or owner_in(one["tags"]) is None]
+            for ours, theirs in _PARTS.items()
+        }
+
+    def made(self) -> dict[str, int]:
+        ever = self._emulator.overview()["ever"]
+        return {ours: ever.get(theirs, 0) for ours, theirs in {VMS: "vms", **_PARTS}.items()}
+
+    def keeping(self, *kinds: str) -> None:
+        self._emulator.keeping(*(_PARTS[kind] for kind in kinds))
 
     def no_capacity(self, zones: int) -> None:
         self._emulator.capacity(*({"zone": str(zone)} for zone in range(1, zones + 1)))
@@ -124,4 +139,5 @@ def _seen(one: dict[str, Any]) -> SeenInstance:
         alive=not deleting,
         # ARM calls it created when the guest said that it is ready; it runs long before.
         running=one["properties"]["provisioningState"] in ("Creating", "Succeeded"),
+        ending=deleting,
     )

@@ -23,6 +23,10 @@ CLOUDS = {
 }
 
 
+# What every cloud's instances are called where they are counted beside their parts.
+VMS = "VMs"
+
+
 @dataclass(frozen=True)
 class SeenInstance:
     """An instance as the cloud has it, in whatever state."""
@@ -32,6 +36,7 @@ class SeenInstance:
     attempt: str
     alive: bool  # not ended, nor ending
     running: bool
+    ending: bool  # on its way out, and with it what came with it
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,19 @@ class EmulatedCloud(Protocol):
         """What was made twice though it was asked for once, as far as names and tokens tell."""
         ...
 
-    def left_behind(self, cluster: str, node: str) -> list[str]:
-        """What came with instances of this node and is still there though its instance is not: a line for each."""
+    def left_behind(self, cluster: str, node: str) -> Mapping[str, list[str]]:
+        """What came with instances of this node and is still there though its instance is not: names by kind.
+
+        Every kind that comes with an instance is there, and empty when nothing is left.
+        """
+        ...
+
+    def made(self) -> Mapping[str, int]:
+        """How many instances (VMS) and how many of each of those kinds there ever were, of all nodes."""
+        ...
+
+    def keeping(self, *kinds: str) -> None:
+        """From now on what is of these kinds of `left_behind` outlives its instance, whatever was asked."""
         ...
 
     def no_capacity(self, zones: int) -> None:

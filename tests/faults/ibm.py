@@ -12,7 +12,7 @@ from providers.ibmcloud.owner import owner_in
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.ibm.emulator import IbmEmulator
-from tests.faults.cloud import EmulatedCloud, Kinds, SeenInstance
+from tests.faults.cloud import VMS, EmulatedCloud, Kinds, SeenInstance
 
 TYPE = "bx2-2x8"
 # Only its third offering can be had.
@@ -22,6 +22,8 @@ PENDING_SECONDS = 0.05
 BOOT_SECONDS = 0.25
 # Nor is it gone at once: a service that restarts finds it on its way out.
 ENDING_SECONDS = 2.0
+# What comes with an instance, or could: as it is called here, and in the API. The provider asks for no floating IP.
+_PARTS = {"interfaces": "virtual_network_interfaces", "volumes": "volumes", "floating IPs": "floating_ips"}
 
 # What the first start of a process looks up before it can launch.
 _LOOKUPS = Counter(GetSubnet=3, ListInstanceProfiles=1, GetImage=1)
@@ -95,10 +97,17 @@ class EmulatedIbm(EmulatedCloud):
         made = self._emulator.overview()["made"]
         return [f"name {name} stands for {ids}" for name, ids in made.items() if len(ids) > 1]
 
-    def left_behind(self, cluster: str, node: str) -> list[str]:
-        """Interfaces, volumes and floating IPs that no instance has, of whichever node: nobody makes such here."""
+    def left_behind(self, cluster: str, node: str) -> dict[str, list[str]]:
+        """Of whichever node: nobody makes such here."""
         unused = self._emulator.overview()["unused"]
-        return [f"{kind}: {name} is in no use" for kind, names in unused.items() for name in names]
+        return {ours: unused[theirs] for ours, theirs in _PARTS.items()}
+
+    def made(self) -> dict[str, int]:
+        ever = self._emulator.overview()["ever"]
+        return {ours: ever.get(theirs, 0) for ours, theirs in {VMS: "instances", **_PARTS}.items()}
+
+    def keeping(self, *kinds: str) -> None:
+        self._emulator.keeping(*(_PARTS[kind] for kind in kinds))
 
     def no_capacity(self, zones: int) -> None:
         self._emulator.capacity(*({"zone": zone} for zone in self._seed.zones[:zones]))
@@ -112,4 +121,11 @@ class EmulatedIbm(EmulatedCloud):
 
 def _seen(one: dict[str, Any], sandbox_id: str, attempt: int) -> SeenInstance:
     status = one["status"]
-    return SeenInstance(one["id"], sandbox_id, str(attempt), alive=status != "deleting", running=status == "running")
+    return SeenInstance(
+        one["id"],
+        sandbox_id,
+        str(attempt),
+        alive=status != "deleting",
+        running=status == "running",
+        ending=status == "deleting",
+    )

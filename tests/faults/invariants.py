@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import httpx
+
 from caa.ttrpc.frames import StatusError
-from tests.faults.cloud import SeenInstance
+from tests.faults.cloud import VMS, SeenInstance
 from tests.faults.world import Node
 from tests.lab.agent import AgentCaller
 
@@ -27,11 +29,15 @@ FINAL = frozenset({"stopped", "failed"})
 # Of a launch that never showed, a cloud says so only after some seconds of empty lists; until then the sandbox is
 # stopping.
 ENDED = FINAL | {"stopping"}
+_WITH_INSTANCE = frozenset({"starting", "running"})
 
 
-def settled(node: Node, expected: Mapping[str, frozenset[str]], seconds: float = SETTLE_SECONDS) -> None:
+def settled(
+    node: Node, expected: Mapping[str, frozenset[str]], seconds: float = SETTLE_SECONDS, *, gone: bool = True
+) -> None:
     """Wait until all holds; `expected` is the states each sandbox may have, and names every sandbox there is.
 
+    `gone`: also until no instance is on its way out. Before that nobody can say what it leaves behind.
     Raises AssertionError as soon as something is wrong that time cannot mend, or when the time is up.
     """
     deadline = time.monotonic() + seconds
@@ -41,7 +47,8 @@ def settled(node: Node, expected: Mapping[str, frozenset[str]], seconds: float =
         instances = node.instances()
         harm = irreparable(node, instances)
         assert not harm, f"{harm}\n{node.service.log_tail()}"
-        left = unsettled(rows, instances, expected) or node.left_behind()
+        left = unsettled(rows, instances, expected) + told(orphans(node, rows, instances))
+        left += [f"instance {one.id} is on its way out" for one in instances if gone and one.ending]
         left = left or unreachable(rows)
         if not left:
             return
@@ -81,6 +88,33 @@ def unsettled(
     problems += [f"pod {pod} has {count} running sandboxes" for pod, count in pods.items() if count > 1]
     problems += [f"instance of {owner} is unowned" for owner in alive.keys() - rows.keys()]
     return problems
+
+
+def orphans(node: Node, rows: Mapping[str, dict[str, Any]], instances: list[SeenInstance]) -> dict[str, list[str]]:
+    """What costs money and belongs to no sandbox that runs or starts: names by kind, of every kind of the cloud."""
+    used = {one for one, row in rows.items() if row["state"] in _WITH_INSTANCE}
+    unused = [one.id for one in instances if one.alive and one.sandbox_id not in used]
+    return {VMS: unused, **node.left_behind()}
+
+
+def told(orphaned: Mapping[str, list[str]]) -> list[str]:
+    """A sentence for each kind of which something is left."""
+    return [f"left behind: {len(names)} {kind}: {', '.join(names)}" for kind, names in orphaned.items() if names]
+
+
+def tally(node: Node, expected: Iterable[str]) -> dict[str, int]:
+    """What the claim is made of, counted now: duplicates, lost sandboxes, and what is left behind of each kind.
+
+    Of a service that does not answer all is lost.
+    """
+    instances = node.instances()
+    try:
+        rows = {row["id"]: row for row in node.service.sandboxes()}
+    except (OSError, httpx.HTTPError):
+        rows = {}
+    left = {kind: len(names) for kind, names in orphans(node, rows, instances).items()}
+    lost = len(set(expected) - rows.keys())
+    return {"duplicates": len(irreparable(node, instances)), "lost": lost, **left}
 
 
 def unreachable(rows: Mapping[str, dict[str, Any]]) -> list[str]:

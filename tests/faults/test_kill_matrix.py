@@ -24,7 +24,7 @@ import pytest
 from caa.ttrpc.frames import StatusError
 from tests.clouds.faultproxy import Exchange, Fault, Phase
 from tests.faults.cloud import CLOUDS, emulated
-from tests.faults.invariants import ENDED, FINAL, RUNNING, settled
+from tests.faults.invariants import ENDED, FINAL, RUNNING, settled, tally
 from tests.faults.world import LEDGERS, Node, World
 from tests.lab.forkserver import ForkServer
 from tests.lab.service import new_id
@@ -144,6 +144,8 @@ class Worlds:
         self._forks = forks
         self._stack = contextlib.ExitStack()
         self._made: dict[str, World] = {}
+        # Of each case that came to its end: what was found then, and what the cloud had made by then for all cases.
+        self.tallies: dict[Case, tuple[dict[str, int], dict[str, int]]] = {}
         self._lock = threading.Lock()
 
     def of(self, cloud: str) -> World:
@@ -185,14 +187,17 @@ def run(worlds: Worlds, case: Case) -> None:
         caller.start()
         assert killed.wait(CALLER_SECONDS), f"there was no {case.action} {case.number}\n{node.service.log_tail()}"
         caller.join(CALLER_SECONDS)
-        node.service.start()
-        node.service.wait_ready()
-        if operation.again is not None:
-            operation.again()
-        settled(node, operation.expected)
-        assert rule.fired == 1
-        if stays_stopping(case):
-            settled(node, dict.fromkeys(operation.expected, FINAL), GIVEN_UP_SECONDS)
+        try:
+            node.service.start()
+            node.service.wait_ready()
+            if operation.again is not None:
+                operation.again()
+            settled(node, operation.expected)
+            assert rule.fired == 1
+            if stays_stopping(case):
+                settled(node, dict.fromkeys(operation.expected, FINAL), GIVEN_UP_SECONDS)
+        finally:
+            worlds.tallies[case] = tally(node, operation.expected), dict(node.world.cloud.made())
 
 
 def until_listed(node: Node) -> None:
@@ -229,10 +234,18 @@ def test_the_table_has_every_request_of_the_operation(worlds: Worlds, cloud: str
         prepared = prepare(node, operation, door)
         node.proxy.clear()
         prepared.call()
-        settled(node, dict.fromkeys(prepared.expected, FINAL | RUNNING))
+        # Without waiting for what takes as long as another round.
+        settled(node, dict.fromkeys(prepared.expected, FINAL | RUNNING), gone=False)
         assert node.proxy.count() == node.world.cloud.operations[operation]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_kill_at_any_request_leaves_one_instance_or_none(outcomes: dict[Case, Future[None]], case: Case) -> None:
-    outcomes[case].result()
+def test_a_kill_at_any_request_leaves_one_instance_or_none(
+    worlds: Worlds, outcomes: dict[Case, Future[None]], case: Case, record_property: Callable[[str, object], None]
+) -> None:
+    try:
+        outcomes[case].result()
+    finally:
+        found, made = worlds.tallies.get(case, ({}, {}))
+        record_property("found", found)
+        record_property("made", made)

@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,8 +44,8 @@ class Node:
         """All that this node ever launched and the cloud still knows."""
         return self.world.cloud.instances(CLUSTER, self.name)
 
-    def left_behind(self) -> list[str]:
-        """What is still there of instances that are not."""
+    def left_behind(self) -> Mapping[str, list[str]]:
+        """What is still there of instances that are not: names by kind."""
         return self.world.cloud.left_behind(CLUSTER, self.name)
 
 

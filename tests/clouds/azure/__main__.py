@@ -166,6 +166,9 @@ class Emulator:
     def do_failing(self, rules: list[dict[str, Any]]) -> None:
         self.group.conditions.failing = [CapacityRule(**rule) for rule in rules]
 
+    def do_keeping(self, kinds: list[str]) -> None:
+        self.group.conditions.keeping = kinds
+
     def do_quota(self, vcpus: dict[str, int]) -> None:
         self.group.conditions.quota = vcpus
 
@@ -184,7 +187,11 @@ class Emulator:
 
     def do_overview(self) -> dict[str, Any]:
         vms = [self.group.resources[key] for key in self.group.lives]
-        return {"vms": vms, "made": self.group.made, "unused": self.group.unused()}
+        unused = {
+            kind: [{"name": one["name"], "tags": one.get("tags", {})} for one in found]
+            for kind, found in self.group.unused().items()
+        }
+        return {"vms": vms, "made": self.group.made, "ever": self.group.ever, "unused": unused}
 
     def do_user_data(self, instance_id: str) -> dict[str, Any]:
         return {"user_data": self.group.lives[instance_id.lower()].user_data}

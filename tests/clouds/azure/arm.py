@@ -23,6 +23,13 @@ LOCATION = "westeurope"
 _USER_DATA_LIMIT = 64 * 1024
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 Resource = dict[str, Any]
+# What costs money, by the last but one word of a resource's id in lower case.
+COUNTED = {
+    "virtualmachines": "vms",
+    "networkinterfaces": "interfaces",
+    "disks": "disks",
+    "publicipaddresses": "public_ips",
+}
 _GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
 
 
@@ -63,6 +70,7 @@ class Group:
     lives: dict[str, Life] = field(default_factory=dict)
     bodies: dict[str, Any] = field(default_factory=dict)  # of the PUT that made a VM
     made: dict[str, list[str]] = field(default_factory=dict)  # a VM's name -> its vmIds, ever
+    ever: Counter[str] = field(default_factory=Counter)  # of each kind of COUNTED, how many were made
     version: int = 0
     _answering: frozenset[str] = frozenset()
     _free: list[str] = field(
@@ -85,6 +93,8 @@ class Group:
     def _add(self, path: str, body: Resource) -> Resource:
         made = {"id": path, "name": path.rpartition("/")[2], **body}
         self.resources[path.lower()] = made
+        if kind := _kind(path):
+            self.ever[kind] += 1
         return made
 
     # Requests
@@ -199,7 +209,11 @@ class Group:
                     "vmId": str(uuid.uuid4()),
                     "provisioningState": "Creating",
                     "timeCreated": (_EPOCH + timedelta(seconds=now)).isoformat(),
-                    "networkProfile": {"networkInterfaces": [{"id": card_id, "properties": {"primary": True}}]},
+                    "networkProfile": {
+                        "networkInterfaces": [
+                            {"id": card_id, "properties": {"primary": True, **_option(card["properties"])}}
+                        ]
+                    },
                 },
             },
         )
@@ -208,7 +222,8 @@ class Group:
         self.made.setdefault(name, []).append(vm["properties"]["vmId"])
         self._make_card(card_id, card, vm)
         disk = path_of("Compute", "disks", about["storageProfile"]["osDisk"]["name"])
-        self._add(disk, {"location": LOCATION, "tags": body.get("tags", {}), "managedBy": path, "properties": {}})
+        about = {"diskState": "Attached"}
+        self._add(disk, {"location": LOCATION, "tags": body.get("tags", {}), "managedBy": path, "properties": about})
         return vm
 
     def _make_card(self, card_id: str, card: Resource, vm: Resource) -> None:
@@ -218,6 +233,7 @@ class Group:
             public = path_of("Network", "publicIPAddresses", asked["name"])
             shown = address["privateIPAddress"].replace("127.50.", "127.51.")
             about = {"ipAddress": shown, "ipConfiguration": {"id": f"{card_id}/ipConfigurations/primary"}}
+            about |= _option(asked.get("properties", {}))
             self._add(public, {"location": LOCATION, "tags": asked.get("tags", {}), "properties": about})
             address["publicIPAddress"] = {"id": public}
         properties: Resource = {
@@ -286,17 +302,38 @@ class Group:
         return not life.failure and life.deleted_at is None and now - life.made_at >= delays.pending + delays.boot
 
     def _forget(self, key: str) -> None:
-        vm = self.resources[key]
-        card = vm["properties"]["networkProfile"]["networkInterfaces"][0]["id"].lower()
-        disk = path_of("Compute", "disks", vm["properties"]["storageProfile"]["osDisk"]["name"]).lower()
-        for address in self.resources[card]["properties"]["ipConfigurations"]:
-            public = address["properties"].get("publicIPAddress")
+        """A VM is gone, and of its parts those whose option says so. The others are free for another VM."""
+        about = self.resources[key]["properties"]
+        reference = about["networkProfile"]["networkInterfaces"][0]
+        card = reference["id"].lower()
+        disk = path_of("Compute", "disks", about["storageProfile"]["osDisk"]["name"]).lower()
+        public = self.resources[card]["properties"]["ipConfigurations"][0]["properties"].get("publicIPAddress")
+        if self._goes(card, reference["properties"]):
+            self._remove(card)
             if public:
-                self.resources.pop(public["id"].lower(), None)
-        for one in (card, disk, key):
-            self._remove(one)
+                self._detached(public["id"].lower())
+        else:
+            del self.resources[card]["properties"]["virtualMachine"]
+        if self._goes(disk, about["storageProfile"]["osDisk"]):
+            self._remove(disk)
+        else:
+            del self.resources[disk]["managedBy"]
+            self.resources[disk]["properties"]["diskState"] = "Unattached"
+        self._remove(key)
         del self.lives[key]
         self.bodies.pop(key)
+
+    def _detached(self, key: str) -> None:
+        """A public address whose interface is gone."""
+        about = self.resources[key]["properties"]
+        if self._goes(key, about):
+            self._remove(key)
+        else:
+            del about["ipConfiguration"]
+
+    def _goes(self, key: str, about: Resource) -> bool:
+        """Without the option ARM detaches."""
+        return about.get("deleteOption") == "Delete" and _kind(key) not in self.conditions.keeping
 
     def guests(self) -> dict[str, str]:
         """Address, private or public -> id of the VM whose guest answers there now."""
@@ -313,24 +350,28 @@ class Group:
 
     def counters(self) -> dict[str, Any]:
         """How many there are of what costs money, and what was ever made."""
-        kinds = Counter(path.split("/")[-2] for path in self.resources)
-        return {
-            "vms": kinds["virtualmachines"],
-            "interfaces": kinds["networkinterfaces"],
-            "disks": kinds["disks"],
-            "public_ips": kinds["publicipaddresses"],
-            "made": self.made,
-        }
+        kinds = Counter(_kind(path) for path in self.resources)
+        return {**{kind: kinds[kind] for kind in COUNTED.values()}, "made": self.made}
 
-    def unused(self) -> list[str]:
-        """Interfaces, disks and addresses whose VM is not there."""
-        found = []
+    def unused(self) -> dict[str, list[Resource]]:
+        """Interfaces, disks and addresses whose VM is not there: by kind, each as it is."""
+        found: dict[str, list[Resource]] = {kind: [] for kind in COUNTED.values() if kind != "vms"}
         for path, one in self.resources.items():
-            kind = path.split("/")[-2]
-            vm = one.get("managedBy") or (one.get("properties", {}).get("virtualMachine") or {}).get("id", "")
-            if kind in ("networkinterfaces", "disks") and vm.lower() not in self.resources:
-                found.append(f"{kind}: {one['name']}")
-            card = (one.get("properties", {}).get("ipConfiguration") or {}).get("id", "").partition("/ipConfig")[0]
-            if kind == "publicipaddresses" and card.lower() not in self.resources:
-                found.append(f"{kind}: {one['name']}")
+            kind, about = _kind(path), one.get("properties", {})
+            if kind == "public_ips":
+                card = (about.get("ipConfiguration") or {}).get("id", "").partition("/ipConfig")[0].lower()
+                about = self.resources.get(card, {}).get("properties", {})
+            user = one.get("managedBy") or (about.get("virtualMachine") or {}).get("id", "")
+            if kind in found and user.lower() not in self.resources:
+                found[kind].append(one)
         return found
+
+
+def _kind(path: str) -> str:
+    """Of what is counted; "" for all else."""
+    return COUNTED.get(path.lower().split("/")[-2], "")
+
+
+def _option(asked: Resource) -> Resource:
+    """What becomes of a part when its VM goes, if that was said."""
+    return {"deleteOption": asked["deleteOption"]} if "deleteOption" in asked else {}

@@ -22,6 +22,7 @@ class Conditions:
     barred: list[dict[str, Any]] = field(default_factory=list)
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     staleness: Staleness = field(default_factory=Staleness)
+    keeping: list[str] = field(default_factory=list)  # kinds that stay when their VM goes, whatever was asked
     guest_ready: float = 0.0  # seconds from the answering guest until ARM's operation ends
     retry_after: int = 1
     calls: Counter[str] = field(default_factory=Counter)

@@ -110,6 +110,10 @@ class AzureEmulator:
         """As `capacity`; but such VMs are accepted, and their operation fails."""
         self._do("failing", rules=list(rules))
 
+    def keeping(self, *kinds: str) -> None:
+        """From now on these stay when their VM goes, whatever was asked: interfaces, disks, public_ips."""
+        self._do("keeping", kinds=list(kinds))
+
     def quota(self, vcpus: dict[str, int] | None = None) -> None:
         """vCPUs by family, cores or lowPriorityCores; what is not named has no quota."""
         self._do("quota", vcpus=vcpus or {})
@@ -131,7 +135,8 @@ class AzureEmulator:
         return dict(self._do("counters"))
 
     def overview(self) -> dict[str, Any]:
-        """vms, made, and unused: what came with VMs that are gone."""
+        """vms; made (name -> vmIds); ever: how many were made of each kind; unused: name and tags, by kind, of what
+        came with VMs that are gone."""
         return dict(self._do("overview"))
 
     def user_data(self, instance_id: str) -> bytes:

@@ -25,6 +25,7 @@ class Conditions:
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
     staleness: Staleness = field(default_factory=Staleness)
     page_size: int = MAX_PAGE
+    keeping: list[str] = field(default_factory=list)  # kinds that stay when their instance goes, whatever was asked
     late_addresses: bool = False  # 0.0.0.0 is told until an instance runs
     image_seconds: float = 0.0  # from the import of an image until it is available
     retry_after: int = 1  # seconds that a refused call is told to wait

@@ -145,6 +145,10 @@ class Control:
         """From now on an instance has its address when it runs, and is told with 0.0.0.0 until then."""
         self._api.conditions.late_addresses = True
 
+    def keeping(self, kinds: list[str]) -> None:
+        """What stays when its instance goes, whatever was asked."""
+        self._api.conditions.keeping = kinds
+
     def page_size(self, size: int = MAX_PAGE) -> None:
         """The most in one page of any list."""
         self._api.conditions.page_size = size
@@ -169,7 +173,8 @@ class Control:
             for kind in ("virtual_network_interfaces", "volumes", "floating_ips")
         }
         short = [{key: one[key] for key in wanted} for one in kinds["instances"].values()]
-        return {"instances": short, "unused": unused, "made": self._api.region.made}
+        region = self._api.region
+        return {"instances": short, "unused": unused, "made": region.made, "ever": region.ever}
 
     def resources(self, kind: str) -> list[dict[str, Any]]:
         """All of a collection, such as "volumes"."""

@@ -160,6 +160,10 @@ class IbmEmulator:
         """From now on an instance has its address only when it runs."""
         self._do("late_addresses")
 
+    def keeping(self, *kinds: str) -> None:
+        """From now on these stay when their instance goes: virtual_network_interfaces, volumes."""
+        self._do("keeping", kinds=list(kinds))
+
     def page_size(self, size: int = MAX_PAGE) -> None:
         self._do("page_size", size=size)
 
@@ -172,7 +176,8 @@ class IbmEmulator:
         return list(self._do("instances"))
 
     def overview(self) -> dict[str, Any]:
-        """instances in short, unused (kind -> names of what no instance has), made (name -> ids)."""
+        """instances in short, unused (kind -> names of what no instance has), made (name -> ids), ever (kind -> how
+        many were made)."""
         return dict(self._do("overview"))
 
     def resources(self, kind: str) -> list[dict[str, Any]]:

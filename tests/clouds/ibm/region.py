@@ -51,6 +51,7 @@ class Region:
     lives: dict[str, Life] = field(default_factory=dict)
     user_tags: dict[str, list[str]] = field(default_factory=dict)  # of instances, by CRN
     made: dict[str, list[str]] = field(default_factory=dict)  # name of an instance -> ids that it ever had
+    ever: Counter[str] = field(default_factory=Counter)  # of each kind, how many were made
     version: int = 0  # changes whenever another guest may answer
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
     _answering: frozenset[str] = frozenset()
@@ -82,6 +83,7 @@ class Region:
         if kind in _WITHOUT_TYPE:
             del resource["resource_type"]
         self.kinds[kind][one] = resource
+        self.ever[kind] += 1
         return resource
 
     def resource_group(self, one: str) -> Resource:
@@ -181,12 +183,13 @@ class Region:
         self.user_tags.pop(instance["crn"], None)
         attachment = instance["primary_network_attachment"]
         interface = self.kinds["virtual_network_interfaces"][attachment["virtual_network_interface"]["id"]]
-        if interface["auto_delete"]:
+        keeping = self.conditions.keeping
+        if interface["auto_delete"] and "virtual_network_interfaces" not in keeping:
             self.remove_interface(interface["id"])
         else:
             del interface["target"]
         volume = self.kinds["volumes"][instance["boot_volume_attachment"]["volume"]["id"]]
-        if volume["volume_attachments"][0]["delete_volume_on_instance_delete"]:
+        if volume["volume_attachments"][0]["delete_volume_on_instance_delete"] and "volumes" not in keeping:
             del self.kinds["volumes"][volume["id"]]
         else:
             volume["volume_attachments"], volume["attachment_state"] = [], "unattached"
