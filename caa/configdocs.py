@@ -19,6 +19,9 @@ Keys have the incumbent's names, so `peer-pods-cm` and `peer-pods-secret` work a
 The first that has it decides. An empty value counts as unset. Without the two directories everything comes from the
 environment, and a change needs a restart.
 
+With `CAA_CONFIG_NAMESPACE` the two objects are watched at the API server, and take the place of the two directories as
+soon as it has answered; see docs/podevents.md.
+
 The directories are looked at every second. A change is checked as a whole, the cloud asked included, and applies
 as a whole to the sandboxes that start from then on; those that run or are starting keep what they began with. If
 anything is wrong, nothing of the change applies: the log and `GET /v1/config/status` say which key it is and why. Where

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from caa.holder import holder
 from caa.imagesource import ImageSource
-from caa.imagewriteback import write_back
+from caa.imagewriteback import ConfigMapPatch, write_back
 from caa.imaging import Imaging
 from caa.ledger import open_ledger, upgrade
 from caa.ledger.images import ImageStore
@@ -65,9 +65,18 @@ def make(
         cluster=settings.cluster_id,
         holder=holder(settings.node_name),
         time=SystemTime(),
-        write_back=write_back(environ, publisher.key, publisher.latest_key),
+        write_back=write_back(environ, publisher.key, publisher.latest_key, _config_map(settings)),
         tell=tell,
     )
+
+
+def _config_map(settings: Settings) -> ConfigMapPatch | None:
+    """The ConfigMap itself, where it is watched."""
+    if not settings.config_namespace:
+        return None
+    from caa.kubernetes.configpatch import WatchedConfigMap  # without Kubernetes it is not installed
+
+    return WatchedConfigMap(settings.config_namespace)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 # A builder that ends as soon as it begins is not started all the time.
 AGAIN_SECONDS = 5.0
+# How long after an image the configuration has to name it; then, and ever less often, its id is written there again.
+ANNOUNCE_SECONDS = 5.0
 # How often it is looked whether an image that was replaced is still needed.
 TEND_SECONDS = 30.0
 # How often it is looked whether the cloud still has the image: somebody may delete it past us.
@@ -57,6 +59,8 @@ class ImageWatch:
         self._threads = threads
         self._clock = clock
         self._builder: asyncio.subprocess.Process | None = None
+        self.watcher: Callable[[PodVmImage], None] = lambda _image: None
+        """Told of the image that is being built, and of each new one, again and again."""
         self.needed = False
         """The configuration's image is missing, so one has to be built before the first sandbox can start."""
         self.image_id = ""
@@ -66,6 +70,9 @@ class ImageWatch:
         self._deleted = False
         self._begun_at = clock.monotonic() - AGAIN_SECONDS
         self._verify_at = clock.monotonic() + VERIFY_SECONDS
+        self._announce_wait = ANNOUNCE_SECONDS
+        self._announce_at = clock.monotonic() + ANNOUNCE_SECONDS
+        self._configured = values.get(self._key, "").strip()
         self._named = self._names_another(values)
 
     async def find(self) -> None:
@@ -80,6 +87,7 @@ class ImageWatch:
 
     def overlay(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """The configuration with the image that was built here, unless it names one that was not."""
+        self._configured = values.get(self._key, "").strip()
         self._named = self._names_another(values)
         if self._named or values.get(self._key, "").strip() == self.image_id:
             return values
@@ -141,6 +149,7 @@ class ImageWatch:
         while True:
             try:
                 await self._look(changed)
+                await self._announce()
                 if self._clock.monotonic() >= tend_at:
                     await self._tend()
                     tend_at = self._clock.monotonic() + TEND_SECONDS
@@ -164,6 +173,8 @@ class ImageWatch:
     async def _look(self, changed: Callable[[], Awaitable[bool]]) -> None:
         assert self._imaging is not None
         self._seen = await self._open()
+        if self._seen is not None:
+            self.watcher(self._seen)
         if self._seen is not None and self._seen.state is ImageState.BUILDING:
             await self._take_up()
         if self._named and not self.needed:
@@ -179,8 +190,20 @@ class ImageWatch:
         if await changed():
             self.needed = self._deleted = False
             log.info("pod VMs boot the image %s from now on", ready.image_id)
+            self.watcher(ready)
         else:
             self.image_id = before
+
+    async def _announce(self) -> None:
+        """Have the image's id written to where the configuration is from, if it is not there."""
+        assert self._imaging is not None
+        if self.built() in ("", self._configured) or self._running():
+            self._announce_wait = ANNOUNCE_SECONDS
+            self._announce_at = self._clock.monotonic() + self._announce_wait
+        elif self._clock.monotonic() >= self._announce_at:
+            await asyncio.to_thread(self._imaging.announce, self.image_id)
+            self._announce_wait = min(self._announce_wait * 2, VERIFY_SECONDS)
+            self._announce_at = self._clock.monotonic() + self._announce_wait
 
     async def _take_up(self) -> None:
         """A build that nobody is at any more, or that somebody wants to be tried again."""

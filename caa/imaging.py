@@ -117,7 +117,7 @@ class Imaging:
         while True:
             ready = self.store.ready(self.cluster, self.account)
             if ready is not None and self.publisher.exists(ready.image_id):
-                self._write_back(ready.image_id)  # whoever built it may have ended before it came to that
+                self.announce(ready.image_id)  # whoever built it may have ended before it came to that
                 return ready
             self._raise_failed()
             self.publisher.check()
@@ -165,7 +165,7 @@ class Imaging:
                     remaining = self._remaining()
                     for image in remaining:
                         self._remove(image, lease)
-                    self._write_back("")
+                    self.announce("")
                     return remaining
             if self.time.monotonic() > until:
                 raise ImageInUseError("whoever builds the image does not end; try again later")
@@ -286,11 +286,11 @@ class Imaging:
         image_id = self.publisher.publish(disk, ImageName(self.cluster, disk.digest), work)
         work.phase("switch")
         work.save(state=ImageState.READY, image_id=image_id, phase="", total=None, done=0, rate=0.0, failures=0)
-        self._write_back(image_id)
+        self.announce(image_id)
         self.source.clear()
 
-    def _write_back(self, image_id: str) -> None:
-        """The ledger has the image already; whoever cannot be told now is told by the next `ensure`."""
+    def announce(self, image_id: str) -> None:
+        """The ledger has the image already; whoever cannot be told now is told by the next `ensure`, or the service."""
         try:
             self.write_back.written(image_id)
         except WriteBackError as error:

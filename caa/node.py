@@ -151,7 +151,6 @@ class Node:
         """What the trail holds now, the log says too, and the pod's owner may know."""
         with about(event.sandbox_id):
             log.info("%s: %s", event.kind, event.message)
-        if event.sandbox_id:
-            self.reports.changed(event.sandbox_id)
+        self.reports.changed(event.sandbox_id)
         for watcher in self.watchers:
             watcher(event)

@@ -1,8 +1,9 @@
 """Takes over a changed ConfigMap or Secret while the service runs, whole or not at all.
 
-The directories are looked at every second. What changed is checked like a configuration at start, the cloud asked
-included. If all of it is right, the next start uses it; if anything is wrong, nothing of it applies, and log and status
-name the keys. Keys that need a restart keep their values until there is one.
+The directories, or what the API server told of the two objects, are looked at every second. What changed is checked
+like a configuration at start, the cloud asked included. If all of it is right, the next start uses it; if anything is
+wrong, nothing of it applies, and log and status name the keys. Keys that need a restart keep their values until there
+is one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from caa.knownkeys import suspects
 from caa.logs import set_up_logging
 from caa.node import Node
 from caa.settings import Settings
-from caa.sources import Identity, Merged, Sources
+from caa.sources import Identity, Merged, Source, Sources
 from providers.base import ConfigError, Problem, ProviderError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 # A cloud or a ledger that could not answer may do so soon.
 BUSY_SECONDS = 10.0
+# A password or key is longer; a flag, a region or a size is not worth hiding, and may stand in any sentence.
+SHORTEST_SECRET = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,7 @@ class Reload:
         # Not what the directories are now: they may have changed since they were read.
         self._looked: Identity | None = None
         self._look_again_at: float | None = None
-        self._status = Status(
-            1, node.clock.now(), tuple(map(str, sources.directories)), warnings=self._warnings(merged)
-        )
+        self._status = Status(1, node.clock.now(), sources.places, warnings=self._warnings(merged))
         _tell(self._status.warnings)
 
     @property
@@ -92,8 +93,8 @@ class Reload:
         return self._status
 
     async def run(self) -> None:
-        """Look for changes, for ever. Returns at once when nothing is mounted."""
-        while self._sources.directories:
+        """Look for changes, for ever. Returns at once when there is nothing that can change."""
+        while self._sources.places:
             try:
                 await self.look()
             except Exception:  # a defect here must not end the service, nor go unseen
@@ -139,7 +140,7 @@ class Reload:
             if changed:
                 await self._take_over(effective)
         except ConfigError as error:
-            await self._refuse((*changed, *waiting), error.problems, RETRY_SECONDS)
+            await self._refuse((*changed, *waiting), _hidden(error.problems, merged), RETRY_SECONDS)
         except (ProviderError, UnavailableError) as error:
             problem = Problem("", f"it cannot be checked now: {error}")
             await self._refuse((*changed, *waiting), [problem], BUSY_SECONDS)
@@ -192,6 +193,19 @@ class Reload:
 
     def _warnings(self, merged: Merged) -> tuple[str, ...]:
         return tuple(map(str, suspects(merged.sources, self._known)))
+
+
+def _hidden(problems: Iterable[Problem], merged: Merged) -> list[Problem]:
+    """Without any value from the Secret: more people read events and logs. Short ones say nothing anyway."""
+    values = [
+        value.strip()
+        for key, value in merged.values.items()
+        if merged.sources[key] is Source.SECRET and len(value.strip()) >= SHORTEST_SECRET
+    ]
+    # The longest first, for one may be part of another.
+    for value in sorted(values, key=len, reverse=True):
+        problems = [replace(problem, message=problem.message.replace(value, "****")) for problem in problems]
+    return list(problems)
 
 
 def _changes(keys: list[str]) -> str:

@@ -34,6 +34,7 @@ from caa.api.rest.server import RestServer
 from caa.auditing import Auditor
 from caa.clock import SystemClock
 from caa.cloud import Cloud
+from caa.configplaces import open_objects
 from caa.ending import Ending
 from caa.guestconfig import TlsProfile
 from caa.imagewatch import ImageWatch
@@ -62,6 +63,7 @@ from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
 if TYPE_CHECKING:
+    from caa.kubernetes.configobjects import ConfigObjects
     from caa.kubernetes.reports import KubernetesReports
 
 log = logging.getLogger(__name__)
@@ -74,13 +76,14 @@ def run(environ: MutableMapping[str, str]) -> int:
     """
     misspelt: Iterable[Suspect] = ()
     try:
-        sources = Sources(environ)
+        objects = open_objects(environ)
+        sources = Sources(environ, objects)
         merged = sources.read()
         misspelt = suspects(merged.sources, configuring.known_names())
         configuring.hand_to_sdk(merged, environ)
         configured = configuring.build(merged.values)
         set_up_logging(configured.settings.log_format, configured.settings.log_level)
-        asyncio.run(_serve(configured, sources, merged))
+        asyncio.run(_serve(configured, sources, merged, objects))
     except (ConfigError, OSError) as error:
         for line in str(error).splitlines():
             print(f"caa: {line}", file=sys.stderr)
@@ -111,7 +114,9 @@ class Health:
         return [*self.waiting_for, *([str(refusal)] if refusal else [])]
 
 
-async def _serve(configured: configuring.Configured, sources: Sources, merged: Merged) -> None:
+async def _serve(
+    configured: configuring.Configured, sources: Sources, merged: Merged, objects: ConfigObjects | None
+) -> None:
     settings = configured.settings
     prices = read_prices(settings.prices_file)
     async with contextlib.AsyncExitStack() as stack:
@@ -135,8 +140,9 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings, metadata)
         stack.push_async_callback(tunnels.close)
         node = _node(current, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
-        reports = _reports(node) if settings.kubernetes else None
+        reports = _reports(node, objects) if settings.kubernetes else None
         if reports is not None:
+            images.watcher = reports.image_seen
             stack.push_async_callback(reports.close)
             node = dataclasses.replace(node, reports=reports)
         ending = Ending(node)
@@ -182,7 +188,9 @@ async def _serve(configured: configuring.Configured, sources: Sources, merged: M
         log.info("serving %s on node %s of cluster %s", provider.name, node.scope.node, node.scope.cluster)
         await node.record("", "ServiceStarted", "the service takes calls", version=caa.__version__)
         loops = [reconciler.run(), reload.run(), images.run(reload.take_over)]
-        for endless in [*loops, reports.run()] if reports else loops:
+        loops += [reports.run()] if reports else []
+        loops += [objects.run(clock)] if objects else []
+        for endless in loops:
             stack.callback(asyncio.create_task(endless).cancel)
         await _told_to_stop()
         health.waiting_for.append("the service is stopping")
@@ -291,7 +299,7 @@ def _node(
     )
 
 
-def _reports(node: Node) -> KubernetesReports:
+def _reports(node: Node, objects: ConfigObjects | None) -> KubernetesReports:
     """What tells Kubernetes. Raises ConfigError."""
     try:
         from caa.kubernetes.api import KubernetesApi
@@ -307,6 +315,7 @@ def _reports(node: Node) -> KubernetesReports:
         node.cloud.name,
         lambda: node.limit,
         node.clock,
+        objects.reference if objects else None,
     )
 
 

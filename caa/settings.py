@@ -291,6 +291,8 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
     yield from _api_problems(settings)
     yield from _ledger_problems(settings.ledger_url)
     yield from _initdata_problems(settings.initdata)
+    if settings.config_namespace and not settings.kubernetes:
+        yield Problem("CAA_KUBERNETES", "is required to be true when CAA_CONFIG_NAMESPACE is set.")
     own = {
         "CACERT_FILE": settings.ca_cert_file,
         "CERT_FILE": settings.cert_file,

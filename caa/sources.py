@@ -1,4 +1,4 @@
-"""Where configuration keys come from: mounted directories of a ConfigMap and a Secret, and the environment.
+"""Where configuration keys come from: a ConfigMap and a Secret, mounted or watched, and the environment.
 
 Kubernetes mounts each key as a file. It writes a changed object into a new directory, and then moves the link `..data`
 over to it: read through that link, resolved once, all files are of one state. Standard library only.
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Protocol
 
 from providers.base import ConfigError, Problem
 
-CONFIG_DIR, SECRET_DIR = "CAA_CONFIG_DIR", "CAA_SECRET_DIR"
+CONFIG_DIR, SECRET_DIR, NAMESPACE = "CAA_CONFIG_DIR", "CAA_SECRET_DIR", "CAA_CONFIG_NAMESPACE"
 # Kubernetes' limit for all of a ConfigMap or Secret.
 LARGEST_BYTES = 1 << 20
 # How often a directory that changes while it is read is read again. Kubernetes changes one once a minute at most.
@@ -75,15 +76,31 @@ def merge(layers: Sequence[Layer]) -> Merged:
 
 
 def _only_environment(key: str, source: Source) -> bool:
-    """What says where the directories are cannot be in them."""
-    return key in (CONFIG_DIR, SECRET_DIR) and source is not Source.ENVIRONMENT
+    """What says where the two are cannot be in them."""
+    return key in (CONFIG_DIR, SECRET_DIR, NAMESPACE) and source is not Source.ENVIRONMENT
+
+
+class Objects(Protocol):
+    """The ConfigMap and the Secret as the API server has them. Called from any thread."""
+
+    places: tuple[str, ...]
+    """What they are, for people."""
+
+    def identity(self) -> Identity | None:
+        """Changes when one of them does. None until the API server has told both."""
+        ...
+
+    def layers(self) -> list[Layer]:
+        """The ConfigMap's before the Secret's. Raises ConfigError."""
+        ...
 
 
 class Sources:
-    """The environment of this process, and the directories that it names."""
+    """The environment of this process, and the directories that it names, or `objects` in their place."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], objects: Objects | None = None) -> None:
         self._environ = dict(environ)
+        self._objects = objects
         self._directories = [
             (source, key, Path(path))
             for source, key in ((Source.CONFIG_MAP, CONFIG_DIR), (Source.SECRET, SECRET_DIR))
@@ -91,16 +108,24 @@ class Sources:
         ]
 
     @property
-    def directories(self) -> tuple[Path, ...]:
-        """Those that can change while the process runs."""
-        return tuple(path for _, _, path in self._directories)
+    def places(self) -> tuple[str, ...]:
+        """What can change while the process runs, for people."""
+        return (*(self._objects.places if self._objects else ()), *(str(path) for _, _, path in self._directories))
 
     def identity(self) -> Identity:
-        """Changes when a directory does. Cheap; never raises."""
-        return tuple(_identity(path) for path in self.directories)
+        """Changes when what is there does. Cheap; never raises."""
+        told = self._objects.identity() if self._objects else None
+        return told if told is not None else tuple(_identity(path) for _, _, path in self._directories)
 
     def read(self) -> Merged:
         """Everything as it is now: ConfigMap over Secret over environment. Raises ConfigError with every problem."""
+        environment = Layer(Source.ENVIRONMENT, self._environ)
+        if self._objects is not None and self._objects.identity() is not None:
+            return merge([*self._objects.layers(), environment])
+        if self._objects is not None and not self._directories:
+            # Some of the keys would be worse than none: a cluster without its name takes another's VMs for its own.
+            places = " and ".join(self._objects.places)
+            raise ConfigError([Problem(NAMESPACE, f"{places} cannot be read: the API server has not told them yet")])
         layers: list[Layer] = []
         problems: list[Problem] = []
         for source, key, path in self._directories:
@@ -110,12 +135,7 @@ class Sources:
                 problems += error.problems
         if problems:
             raise ConfigError(problems)
-        return merge([*layers, Layer(Source.ENVIRONMENT, self._environ)])
-
-
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment with what the mounted directories say over it. Raises ConfigError."""
-    return Sources(environ).read().over(environ)
+        return merge([*layers, environment])
 
 
 def _directory(key: str, path: Path) -> dict[str, str]:
@@ -193,7 +213,11 @@ def _text(directory: int, name: str) -> str:
     except FileNotFoundError:
         raise _ChangedError from None
     with os.fdopen(descriptor, "rb") as file:
-        content = file.read(LARGEST_BYTES + 1)
+        return text_of(name, file.read(LARGEST_BYTES + 1))
+
+
+def text_of(name: str, content: bytes) -> str:
+    """A key's value without the line break at its end. Raises ConfigError for what is no text, or too large."""
     if len(content) > LARGEST_BYTES:
         raise ConfigError([Problem(name, f"is not allowed: must be at most {LARGEST_BYTES} bytes long")])
     try:

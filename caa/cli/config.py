@@ -56,11 +56,11 @@ def _told(problems: str) -> int:
 def _check(environ: Mapping[str, str]) -> int:
     # Imported here, so that `caa config --help` stays quick.
     from caa import configuring
+    from caa.configplaces import open_sources
     from caa.knownkeys import suspects
-    from caa.sources import Sources
     from providers.base import ConfigError, ProviderError
 
-    merged = Sources(environ).read()
+    merged = open_sources(environ).read()
     for suspect in suspects(merged.sources, configuring.known_names()):
         print(f"caa: warning: {suspect}", file=sys.stderr)
     configuring.hand_to_sdk(merged, os.environ)
@@ -103,11 +103,12 @@ def _price_problems(path: Path | None) -> Sequence[Problem]:
 def _show(environ: Mapping[str, str], *, as_json: bool) -> int:
     from caa import configuring
     from caa.cli.tables import table
+    from caa.configplaces import open_sources
     from caa.knownkeys import WITHOUT_USE, keys_of, suspects
     from caa.settings import derived
-    from caa.sources import Source, Sources
+    from caa.sources import Source
 
-    merged = Sources(environ).read()
+    merged = open_sources(environ).read()
     found = derived(merged.values) | {"NODE_NAME": socket.gethostname()}
     rows: dict[str, tuple[str, str]] = {}
     for key in keys_of(merged.values.get("CLOUD_PROVIDER", "").strip()):

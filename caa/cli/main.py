@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         case "proxy":
             from caa.agentproxy.main import run as run_proxy
 
-            environ = _environment()
+            environ = _environment(watched=False)  # it must start without the API server
             run_dir = _directory(environ, "CAA_RUN_DIR", "/run/peerpod")
             return run_proxy(run_dir, _directory(environ, "CAA_STATE_DIR", "/var/lib/caa"))
         case "version":
@@ -115,13 +115,14 @@ def _module(name: str) -> Command:
     return cast(Command, importlib.import_module(MODULES[name][0]))
 
 
-def _environment() -> dict[str, str]:
-    """The process's environment with the mounted directories over it."""
-    from caa.sources import environment
+def _environment(*, watched: bool = True) -> dict[str, str]:
+    """The process's environment with the ConfigMap and the Secret over it, mounted or `watched`."""
+    from caa.configplaces import environment
+    from caa.sources import Sources
     from providers.base import ConfigError
 
     try:
-        return environment(os.environ)
+        return environment(os.environ) if watched else Sources(os.environ).read().over(os.environ)
     except ConfigError as error:
         fail(str(error))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from caa.kubernetes.nodeevents import NodeEvent
 from caa.kubernetes.podevents import PodEvent
 from caa.sandbox import Sandbox
 
@@ -55,28 +57,41 @@ def peer_pod(sandbox: Sandbox, pod_uid: str, cloud: str, instance_id: str) -> di
 
 def event(sandbox: Sandbox, pod_uid: str, told: PodEvent) -> dict[str, Any]:
     """A core/v1 Event of the Pod. It has the name of the ledger's event: it is there once, however often sent."""
-    at = timestamp(told.source.at)
+    pod = reference("Pod", sandbox.pod_name, sandbox.pod_namespace, pod_uid)
     tail = f".{_digest(sandbox.id, length=10)}{told.source.id or 0:06x}"
+    return _event(pod, tail, sandbox.node, told, told.source.at)
+
+
+def node_event(about: Mapping[str, str], node: str, told: NodeEvent) -> dict[str, Any]:
+    """A core/v1 Event of what is referred to."""
+    return _event(about, f".{_digest(told.key, length=16)}", node, told, told.at)
+
+
+def reference(kind: str, name: str, namespace: str = "", uid: str = "") -> dict[str, str]:
+    """An object of core/v1 as an event refers to it."""
+    found = {"apiVersion": "v1", "kind": kind, "name": name, "namespace": namespace, "uid": uid}
+    return {key: value for key, value in found.items() if value}
+
+
+def _event(
+    about: Mapping[str, str], tail: str, node: str, told: PodEvent | NodeEvent, happened: datetime
+) -> dict[str, Any]:
+    at = timestamp(happened)
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": sandbox.pod_name[: NAME_LIMIT - len(tail)] + tail,
-            "namespace": sandbox.pod_namespace,
+            "name": about["name"][: NAME_LIMIT - len(tail)] + tail,
+            # Of what has no namespace, events are there.
+            "namespace": about.get("namespace", "default"),
         },
-        "involvedObject": {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "name": sandbox.pod_name,
-            "namespace": sandbox.pod_namespace,
-            "uid": pod_uid,
-        },
+        "involvedObject": dict(about),
         "reason": told.reason,
         "message": told.message,
         "type": "Warning" if told.warning else "Normal",
-        "source": {"component": COMPONENT, "host": sandbox.node},
+        "source": {"component": COMPONENT, "host": node},
         "reportingComponent": COMPONENT,
-        "reportingInstance": sandbox.node[:128],
+        "reportingInstance": node[:128],
         "firstTimestamp": at,
         "lastTimestamp": at,
         "count": 1,

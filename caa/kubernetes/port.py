@@ -11,7 +11,7 @@ class PodReports(Protocol):
     """Who tells the owners of pods what becomes of their sandboxes. Never raises, and holds nobody up for long."""
 
     def changed(self, sandbox_id: str) -> None:
-        """The ledger has something new of the sandbox."""
+        """The ledger has something new of the sandbox, or with "" of the node."""
         ...
 
     async def before_launch(self, sandbox: Sandbox) -> None:

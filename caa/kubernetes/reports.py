@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from caa.clock import Clock
 from caa.directvolumes import pod_uid
 from caa.errors import UnavailableError
-from caa.kubernetes.api import GONE, AwayError, KubernetesApi, RefusedError
-from caa.kubernetes.objects import RESOURCE, event, node_label, peer_pod, peer_pod_name
+from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
+from caa.kubernetes.api import KubernetesApi
+from caa.kubernetes.nodeevents import KINDS, NodeEvent, image_event, node_events
+from caa.kubernetes.objects import RESOURCE, event, node_event, node_label, peer_pod, peer_pod_name, reference
 from caa.kubernetes.podevents import pod_events
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
+from caa.podvmimage import PodVmImage
 from caa.sandbox import FINAL_STATES, LIVE_STATES, Sandbox, SandboxState
 from providers.base import OwnerScope
 
@@ -35,6 +39,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 NODE_SECONDS = 10.0
 # What the API server keeps events for, unless told otherwise. An older one would only confuse.
 EVENT_LIFE = timedelta(hours=1)
+# Of the pod VM image and of the configuration, told at once or kept for an API server that is away: more than a build
+# has, and no load on memory.
+IMAGE_EVENTS = 50
 # A Pod of that name made later than the sandbox is another Pod. Clocks of node and API server may differ by this.
 CLOCK_SKEW = timedelta(minutes=1)
 
@@ -70,7 +77,9 @@ class KubernetesReports:
         cloud: str,
         limit: Callable[[], int],
         clock: Clock,
+        about: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
+        """`about` refers to what has the events that are of no Pod; the Node, if not given."""
         self._api = api
         self._ledger = ledger
         self._threads = threads
@@ -78,18 +87,30 @@ class KubernetesReports:
         self._cloud = cloud
         self._limit = limit
         self._clock = clock
+        self._about = about or (lambda: reference("Node", scope.node, uid=scope.node))  # as the kubelet has it
         self._state = _State()
         self._news = asyncio.Event()
         self._away = False
         self._advertised = False
         self._complained: set[str] = set()
+        self._node_event_id = 0
+        self._image_event: NodeEvent | None = None
+        self._image_events: deque[NodeEvent] = deque(maxlen=IMAGE_EVENTS)
 
     # For the use cases
 
     def changed(self, sandbox_id: str) -> None:
-        """The ledger has something new of the sandbox."""
+        """The ledger has something new of the sandbox, or with "" of the node."""
         self._state.dirty[sandbox_id] = None
         self._news.set()
+
+    def image_seen(self, image: PodVmImage) -> None:
+        """How far the pod VM image is. May be called as often as one likes."""
+        told = image_event(image)
+        if told is not None and (self._image_event is None or told.key != self._image_event.key):
+            self._image_event = told
+            self._image_events.append(told)
+            self._news.set()
 
     async def before_launch(self, sandbox: Sandbox) -> None:
         """Have the PeerPod written, if the API server answers in time; else it follows."""
@@ -129,7 +150,8 @@ class KubernetesReports:
                 if not self._away:
                     log.warning("Kubernetes is told later, sandboxes go on: %s", error)
                 self._away = True
-                await self._clock.sleep(wait)
+                asked_for = error.wait if isinstance(error, AwayError) else 0.0
+                await self._clock.sleep(max(wait, min(asked_for, LONGEST_WAIT)))
                 wait = min(wait * 2, LONGEST_WAIT)
                 continue
             except Exception:
@@ -157,16 +179,44 @@ class KubernetesReports:
         )
         for sandbox in live:
             self.changed(sandbox.id)
+        self.changed("")
 
     async def _report_all(self) -> None:
         self._news.clear()
+        while self._image_events:
+            await self._tell(self._image_events[0])
+            self._image_events.popleft()
         for sandbox_id in list(self._state.dirty):
             del self._state.dirty[sandbox_id]
             try:
-                await self._report(sandbox_id)
+                await (self._report(sandbox_id) if sandbox_id else self._report_node())
             except BaseException:
                 self._state.dirty[sandbox_id] = None
                 raise
+
+    async def _report_node(self) -> None:
+        fresh = self._clock.now() - EVENT_LIFE
+        trail = await self._threads.run(
+            self._ledger.trail,
+            after_id=self._node_event_id,
+            limit=IMAGE_EVENTS,
+            sandbox_id="",
+            node=self._scope.node,
+            kinds=tuple(KINDS),
+            since=fresh,
+        )
+        for told in node_events(trail, self._scope.cluster):
+            await self._tell(told)
+        if trail:
+            self._node_event_id = trail[-1].id or 0
+
+    async def _tell(self, told: NodeEvent) -> None:
+        if told.at <= self._clock.now() - EVENT_LIFE:
+            return
+        try:
+            await self._api.create_event(node_event(self._about(), self._scope.node, told))
+        except RefusedError as error:
+            self._complain("events", error)
 
     async def _report(self, sandbox_id: str) -> None:
         told = self._state.told.setdefault(sandbox_id, _Told())
@@ -280,5 +330,5 @@ class KubernetesReports:
         key = f"{what} {error.status}"
         if key not in self._complained:
             self._complained.add(key)
-            hint = " (is the definition of PeerPod installed?)" if "PeerPod" in what and error.status == GONE else ""
+            hint = " (is the definition of PeerPod installed?)" if "PeerPod" in what and error.status == ABSENT else ""
             log.warning("the API server refuses %s, which are left out: %s%s", what, error, hint)

@@ -72,6 +72,7 @@ class ApiServer:
         self.objects = Objects(history=History(version, version))
         self.calls: list[dict[str, Any]] = []
         self.refusing: list[dict[str, Any]] = []
+        self.before: list[dict[str, Any]] = []
         self.allowed: list[dict[str, Any]] | None = None
         self.down = False
         self.answering.set()
@@ -98,6 +99,10 @@ class ApiServer:
         """Answer the next `times` calls about a resource and with a verb ("" is any) with this code."""
         rule = {"code": code, "resource": resource, "verb": verb, "times": times, "retry_after": retry_after}
         self.refusing.append(rule)
+
+    def meanwhile(self, verb: str, resource: str, change: dict[str, Any]) -> None:
+        """Make this `change` just before the next call with that verb about that resource."""
+        self.before.append({"verb": verb, "resource": resource, "change": change})
 
     def allow_only(self, rules: list[dict[str, Any]] | None) -> None:
         """Answer 403 to what these rules of a Role do not allow. None allows everything."""
@@ -221,12 +226,17 @@ class ApiServer:
         named = match.groupdict()
         namespace, name, sub = named.get("namespace") or "", named["name"] or "", named["sub"] or ""
         verb = _verb(method, name, query)
-        self._record(verb, group, resource, sub, namespace, name)
+        # Who lists one object by its name is authorised as for that object.
+        only = re.fullmatch(r"metadata\.name==?([^,]+)", query.get("fieldSelector", ""))
+        self._record(verb, group, resource, sub, namespace, only[1] if only and not name else name)
         kind = self.objects.kinds.at(group, named.get("version") or "v1", resource)
         if kind is None or (sub and not (sub == "status" and kind.status)) or (namespace and not kind.namespaced):
             raise Refusal(404, "the server could not find the requested resource")
         if kind.namespaced and not namespace and verb not in ("list", "watch"):
             raise Refusal(405, "the server does not allow this method on the requested resource")
+        for one in [one for one in self.before if (one["verb"], one["resource"]) == (verb, resource)]:
+            self.before.remove(one)
+            self.change(**one["change"])
         return self._do(verb, kind, namespace, name, sub, query, headers, data)
 
     def _record(self, verb: str, group: str, resource: str, sub: str, namespace: str, name: str) -> None:

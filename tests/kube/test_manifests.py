@@ -30,9 +30,9 @@ def of_kind(kind: str) -> dict[str, Any]:
     return found
 
 
-def rights() -> set[tuple[str, str]]:
-    """Verb and resource of all that the role allows."""
-    rules = of_kind("ClusterRole")["rules"]
+def rights(*kinds: str) -> set[tuple[str, str]]:
+    """Verb and resource of all that the roles of these kinds allow."""
+    rules = [rule for kind in kinds for rule in of_kind(kind)["rules"]]
     return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
 
 

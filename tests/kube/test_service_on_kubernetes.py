@@ -57,7 +57,7 @@ def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_aske
     assert not alive(account)
     assert kube.capacity(NODE)[RESOURCE] == "7"
     calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
-    assert calls == rights()
+    assert calls == rights("ClusterRole")
 
 
 def test_a_fallback_says_why_and_a_failure_says_what_the_start_was_told(

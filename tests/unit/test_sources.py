@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caa.sources import LARGEST_BYTES, Layer, Source, Sources, environment, merge, read_directory
+from caa.sources import LARGEST_BYTES, Layer, Source, Sources, merge, read_directory
 from providers.base import ConfigError
 from tests.lab.mounted import Mounted
 
@@ -56,13 +56,13 @@ def test_the_config_map_is_over_the_secret_and_both_over_the_environment(tmp_pat
         "C": "Secret",
         "D": "environment",
     }
-    assert environment(environ)["A"] == "config"
+    assert merged.over(environ)["A"] == "config"
 
 
 def test_without_directories_there_is_the_environment_alone() -> None:
     sources = Sources({"A": "1", "EMPTY": "", "CAA_CONFIG_DIR": " "})
     assert sources.read().values == {"A": "1"}
-    assert sources.directories == ()
+    assert sources.places == ()
 
 
 def test_values_are_not_in_what_is_printed() -> None:

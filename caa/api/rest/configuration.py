@@ -42,7 +42,7 @@ class ConfigStatus(Model):
 
     generation: int = Field(description="1 when the service starts; one more for each change that was taken over.")
     since: datetime = Field(description="When this generation began to apply.")
-    directories: list[str] = Field(description="The mounted directories whose changes are taken over.")
+    directories: list[str] = Field(description="Mounted directories and watched objects whose changes are taken over.")
     restart_needed: list[str] = Field(description="Keys whose changed values wait for a restart of the service.")
     warnings: list[str] = Field(description="Keys that have no effect and are probably misspelt.")
     refused: RefusedView | None = Field(description="The change that is there and does not apply; null when all does.")
