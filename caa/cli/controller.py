@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         from caa.controller.main import run as control
         from caa.controller.objects import SHIPPED
-        from caa.kubernetes.api import RefusedError
+        from caa.kubernetes.answers import RefusedError
     except ModuleNotFoundError as error:
         if error.name not in _LIBRARIES:
             raise

@@ -25,7 +25,7 @@ from lightkube.types import PatchType
 from caa.controller.kataconfig import GROUP, PLURAL, VERSION, KataConfig
 from caa.controller.nodes import LABEL
 from caa.controller.reading import COMPONENT, MANAGER
-from caa.kubernetes.api import PASSING, AwayError, RefusedError
+from caa.kubernetes.answers import PASSING, AwayError, RefusedError
 from providers.base import ConfigError, Problem
 
 Body = dict[str, Any]

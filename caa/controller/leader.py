@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from caa.clock import Clock
 from caa.controller.api import ConflictError
-from caa.kubernetes.api import AwayError
+from caa.kubernetes.answers import AwayError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from caa.controller.leader import Leader
 from caa.controller.objects import daemon_sets
 from caa.controller.rounds import Images, NoImages, Rounds
 from caa.controller.watches import watch
-from caa.kubernetes.api import AwayError, RefusedError
+from caa.kubernetes.answers import AwayError, RefusedError
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from caa.controller.objects import change, runtime_class
 from caa.controller.reading import MANAGED_BY, MANAGER, node, peer_pods, rolling, service_pod
 from caa.controller.reading import runtime_class as read_class
 from caa.controller.world import RUNTIME_CLASS, Build, Image, World
-from caa.kubernetes.api import AwayError, RefusedError
+from caa.kubernetes.answers import AwayError, RefusedError
 
 log = logging.getLogger(__name__)
 
