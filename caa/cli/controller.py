@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from caa.cli.main import fail
 
 # The extra that brings them.
 _LIBRARIES = frozenset({"kopf", "lightkube", "httpx2"})
+# Of the providers' `lag`, the longest is 30 s.
+_LEAST_GRACE = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--namespace", help="where the DaemonSets are; that of the container's service account by default"
     )
     parser.add_argument("--image", help="the image of the DaemonSets; CAA_IMAGE by default")
+    parser.add_argument(
+        "--orphan-grace",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long a node is gone before its VMs are ended; 600 by default",
+    )
     parser.add_argument("--manifests", type=Path, help="a directory of DaemonSets, instead of those that ship")
+
+
+def _seconds(text: str) -> float:
+    """At least what a cloud's lists lag behind, with a margin."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not _LEAST_GRACE <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: must be a number of seconds from {_LEAST_GRACE:g}")
+    return seconds
 
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -44,7 +66,7 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         fail("CAA_IMAGE: '' is not allowed: must be the image that nodes shall run, such as registry.example.com/caa:1")
     set_up_logging("console", "INFO")
     try:
-        asyncio.run(control(args.namespace, image, args.manifests or SHIPPED))
+        asyncio.run(control(args.namespace, image, args.manifests or SHIPPED, timedelta(seconds=args.orphan_grace)))
     except ConfigError as error:
         fail(str(error))
     except RefusedError as error:

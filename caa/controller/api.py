@@ -26,6 +26,8 @@ from caa.controller.kataconfig import GROUP, PLURAL, VERSION, KataConfig
 from caa.controller.nodes import LABEL
 from caa.controller.reading import COMPONENT, MANAGER
 from caa.kubernetes.answers import PASSING, AwayError, RefusedError
+from caa.kubernetes.api import PeerPod
+from caa.kubernetes.objects import NODE_LABEL, node_label
 from providers.base import ConfigError, Problem
 
 Body = dict[str, Any]
@@ -197,9 +199,26 @@ class ControllerApi:
         """A ConfigMap; None when there is none."""
         return await self._get(_ConfigMap, name)
 
-    async def write_config_map(self, body: Body) -> None:
-        """Make it or, if it has a version, replace that."""
-        await self._write(_ConfigMap, body, self.namespace)
+    async def write_config_map(self, body: Body) -> Body:
+        """Make it or, if it has a version, replace that; as it is then."""
+        return await self._write(_ConfigMap, body, self.namespace)
+
+    # PeerPods of nodes that are gone
+
+    async def peer_pods_of(self, cluster: str, node: str) -> list[tuple[str, str]]:
+        """Namespace and name of a node's PeerPods; none where there is no definition of them."""
+        label = {NODE_LABEL: node_label(cluster, node)}
+        with errors(absent_is_fine=True):
+            found = [_plain(one)["metadata"] async for one in self._client.list(PeerPod, namespace="*", labels=label)]
+            return [(str(one["namespace"]), str(one["name"])) for one in found]
+        return []
+
+    async def release_peer_pod(self, namespace: str, name: str) -> None:
+        """Remove one whose instance is gone; the finalizer first."""
+        with errors(absent_is_fine=True):
+            patch = {"metadata": {"finalizers": None}}
+            await self._client.patch(PeerPod, name, patch, namespace=namespace, patch_type=PatchType.MERGE)
+            await self._client.delete(PeerPod, name, namespace=namespace)
 
     # Inside
 

@@ -9,13 +9,17 @@ import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from caa.clock import Clock, SystemClock
 from caa.controller.api import GONE, ControllerApi
+from caa.controller.cloudconfig import cloud
 from caa.controller.leader import Leader
 from caa.controller.objects import daemon_sets
 from caa.controller.rounds import Images, NoImages, Rounds
+from caa.controller.sweeping import Sweeper
 from caa.controller.watches import watch
 from caa.kubernetes.answers import AwayError, RefusedError
 
@@ -26,13 +30,15 @@ LEASE = "caa-controller"
 DEFINITION_SECONDS = 5.0
 
 
-async def run(namespace: str | None, image: str, manifests: Path) -> None:
-    """Raises ConfigError when it cannot begin, and RefusedError when the API server refuses the Lease."""
+async def run(namespace: str | None, image: str, manifests: Path, grace: timedelta) -> None:
+    """`grace` is how long a node is gone before its VMs are ended.
+
+    Raises ConfigError when it cannot begin, and RefusedError when the API server refuses the Lease."""
     clock = SystemClock()
     async with _api(namespace) as api:
         wanted = daemon_sets(manifests, api.namespace, image)
         leader = Leader(api, LEASE, f"{socket.gethostname()}-{uuid.uuid4()}", clock)
-        leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, NoImages(), clock, leader)))
+        leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, NoImages(), grace, clock, leader)))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, leading.cancel)
         with contextlib.suppress(asyncio.CancelledError):
@@ -49,21 +55,27 @@ async def _api(namespace: str | None) -> AsyncIterator[ControllerApi]:
 
 
 async def _work(
-    api: ControllerApi, wanted: dict[str, dict[str, object]], images: Images, clock: Clock, leader: Leader
+    api: ControllerApi,
+    wanted: dict[str, dict[str, Any]],
+    images: Images,
+    grace: timedelta,
+    clock: Clock,
+    leader: Leader,
 ) -> None:
     """What the leader does, for ever."""
     await _defined(api, clock)
     rounds = Rounds(api, wanted, images, clock, lambda: leader.leads)
-    watching = asyncio.ensure_future(watch(api.namespace, rounds.wake))
-    others = [asyncio.ensure_future(rounds.run())]
+    sweeper = Sweeper(api, cloud, clock, lambda: leader.leads, grace)
+    parts = (watch(api.namespace, rounds.wake), rounds.run(), sweeper.run())
+    tasks = [asyncio.ensure_future(part) for part in parts]
     try:
-        done, _ = await asyncio.wait({watching, *others}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (watching, *others):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(watching, *others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _defined(api: ControllerApi, clock: Clock) -> None:

@@ -33,6 +33,35 @@ def manifests() -> Iterator[dict[str, Any]]:
         yield from yaml.safe_load_all((PLACE / name).read_text())
 
 
+Right = tuple[str, str, str]  # verb, group, resource
+# What is called only when a node is gone.
+SWEEPING: set[Right] = {
+    ("update", "", "configmaps"),
+    *((verb, "confidentialcontainers.org", "peerpods") for verb in ("delete", "list", "patch")),
+}
+
+
+def rules() -> list[dict[str, Any]]:
+    """Of the shipped roles, for the stand-in."""
+    return [rule for one in manifests() if one["kind"] in ("Role", "ClusterRole") for rule in one["rules"]]
+
+
+def rights() -> set[Right]:
+    """The same, one by one."""
+    return {
+        (verb, group, resource)
+        for rule in rules()
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def called(kube: KubeApiServer) -> set[Right]:
+    """What was used of them."""
+    return {(call["verb"], call["group"], call["resource"]) for call in kube.do("called")}
+
+
 class Controller:
     """One replica, as a process."""
 

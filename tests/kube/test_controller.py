@@ -11,7 +11,7 @@ import pytest
 from caa.controller.kataconfig import FINALIZER
 from tests.controller.test_kataconfig import VERSIONS as STATUSES
 from tests.kube.apiserver import KubeApiServer, eventually
-from tests.kube.controlling import IMAGE, NAMESPACE, Cluster, manifests
+from tests.kube.controlling import IMAGE, NAMESPACE, SWEEPING, Cluster, called, manifests, rights, rules
 from tests.webhook.test_manifests import VERSIONS
 
 POOL: dict[str, Any] = {"kataConfigPoolSelector": {"matchLabels": {"pool": "kata"}}}
@@ -43,10 +43,6 @@ def strategy(cluster: Cluster) -> Any:
         one for one in cluster.kube.do("listed", resource="daemonsets") if one["metadata"]["name"] == "caa-proxy"
     ]
     return found["spec"]["updateStrategy"]["type"]
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for one in manifests() if one["kind"] in ("Role", "ClusterRole") for rule in one["rules"]]
 
 
 def test_a_kata_config_s_life(cluster: Cluster) -> None:
@@ -95,15 +91,8 @@ def test_a_kata_config_s_life(cluster: Cluster) -> None:
     assert cluster.reasons()[:2] == ["Installing", "Completed"]
     assert cluster.reasons()[-2:] == ["BlockedByExistingKataPods", "Uninstalling"]
     assert controller.stop() == 0
-    # Each right is used.
-    calls = {(call["verb"], call["group"], call["resource"]) for call in kube.do("called")}
-    assert calls == {
-        (verb, group, resource)
-        for rule in rules()
-        for verb in rule["verbs"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
+    # Each right is used; those of the sweep in test_controller_sweep.
+    assert called(kube) == rights() - SWEEPING
 
 
 @pytest.mark.parametrize("status", STATUSES.values(), ids=STATUSES)
