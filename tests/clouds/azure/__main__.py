@@ -138,6 +138,7 @@ class Emulator:
 
     def do_reset(self) -> None:
         self.group = Group(Conditions(), version=self.group.version + 1)
+        catalog.reset()
 
     def do_seed(self) -> dict[str, Any]:
         self.group.seed()
@@ -165,6 +166,10 @@ class Emulator:
 
     def do_failing(self, rules: list[dict[str, Any]]) -> None:
         self.group.conditions.failing = [CapacityRule(**rule) for rule in rules]
+
+    def do_sizes(self, sizes: list[dict[str, Any]]) -> None:
+        for size in sizes:
+            catalog.add(**size)
 
     def do_keeping(self, kinds: list[str]) -> None:
         self.group.conditions.keeping = kinds

@@ -29,6 +29,20 @@ _OTHER = {
 }
 
 
+_USUAL = dict(SIZES)
+
+
+def reset() -> None:
+    """Forget what was added."""
+    SIZES.clear()
+    SIZES.update(_USUAL)
+
+
+def add(name: str, family: str, cpus: int, memory: float) -> None:
+    """Another size, ordinary in all else."""
+    SIZES[name] = (family, cpus, memory, "x64", 0, False, True)
+
+
 def vcpus(size: str) -> int:
     """Of one VM."""
     return SIZES[size][1]

@@ -110,6 +110,10 @@ class AzureEmulator:
         """As `capacity`; but such VMs are accepted, and their operation fails."""
         self._do("failing", rules=list(rules))
 
+    def sizes(self, *sizes: dict[str, Any]) -> None:
+        """More VM sizes: name, family, cpus, memory (GiB)."""
+        self._do("sizes", sizes=list(sizes))
+
     def keeping(self, *kinds: str) -> None:
         """From now on these stay when their VM goes, whatever was asked: interfaces, disks, public_ips."""
         self._do("keeping", kinds=list(kinds))
