@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Enough to keep a burst of launches busy; each worker is one blocking call and about 8 MiB of stack.
-WORKERS = 16
+# Enough for what clouds take: at EC2's two launches a second, each of two or three seconds, six are under way. With
+# these the whole process has 16 threads.
+WORKERS = 8
 # A list call that fails is repeated after at most this long: an address is of no use to anybody much later.
 LIST_RETRY_SECONDS = 5.0
 

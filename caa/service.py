@@ -55,6 +55,7 @@ from caa.reload import Reload
 from caa.settings import Settings
 from caa.sources import Merged, Sources
 from caa.starting import Starting
+from caa.threads import bound_others
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
 from caa.web.login import BrowserLogin
@@ -117,6 +118,7 @@ class Health:
 async def _serve(
     configured: configuring.Configured, sources: Sources, merged: Merged, objects: ConfigObjects | None
 ) -> None:
+    bound_others()
     settings = configured.settings
     prices = read_prices(settings.prices_file)
     async with contextlib.AsyncExitStack() as stack:

@@ -212,8 +212,10 @@ class Starting:
 
 def lost(attempt: Attempt, instance: Instance, before: str) -> Exception:
     """Why there is no use in waiting for this instance: another offering may do, or none will."""
-    if instance.refusal is not None:
+    if isinstance(instance.refusal, OfferingRefusedError):
         return GivenUpError(instance.refusal)
+    if instance.refusal is not None:
+        return instance.refusal
     return StartFailedError(f"instance {attempt.name} is {instance.state} before {before}", reason="InstanceLost")
 
 

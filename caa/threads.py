@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 log = logging.getLogger(__name__)
+# For `asyncio.to_thread`: reads of files and of the ledger for people, and now and then a check of the configuration.
+OTHERS = 3
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,6 +37,11 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
             log.info("a call of a caller who is gone failed: %s", task.exception())
         raise cancelled
     return task.result()
+
+
+def bound_others() -> None:
+    """Give the running event loop its few threads for what has no pool of its own, in place of as many as it likes."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(OTHERS, "others"))
 
 
 class Threads:

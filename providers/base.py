@@ -122,7 +122,8 @@ class LaunchRequest:
 class Instance:
     """An instance as the cloud knows it now. `id` is the cloud's own; `addresses` are IP addresses the worker can use.
 
-    `refusal` is why the cloud gave up on an instance that it had accepted, where another offering may do.
+    `refusal` is why the cloud gave up on an instance that it had accepted: an OfferingRefusedError where another
+    offering may do, else what is wrong for good.
     `image`, `groups` (security groups) and `public_addresses` are for audits: "" and () where the cloud does not tell
     them in its list. `request_id` is the cloud's own name of the call that made it, set in the answer of `launch` only.
     """
@@ -139,7 +140,7 @@ class Instance:
     groups: tuple[str, ...] = ()
     public_addresses: tuple[str, ...] = ()
     request_id: str = ""
-    refusal: OfferingRefusedError | None = None
+    refusal: ProviderError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ from providers.base import ConfigError, Problem
 CONNECT_SECONDS = 5
 # ARM answers a PUT within seconds and does the rest later; past this its answer counts as lost, and is asked for again.
 READ_SECONDS = 60
+# Whoever gives out access tokens answers in much less than a second. By default the SDK waits five minutes, and asks
+# the worker's metadata service six times with pauses of up to 40 s, in a thread that others wait for.
+TOKEN_SECONDS = 10
 REQUEST_ID = "x-ms-request-id"
 
 
@@ -97,6 +100,7 @@ class Arm:
             "resource_group": keys.resource_group,
             "subscription": keys.subscription_id,
             "subnet": keys.subnet_id,
+            "nsg": keys.nsg_id or "(not set)",
             **about,
         }
 
@@ -137,6 +141,8 @@ def _credential(keys: AzureKeys) -> Any:
     # One authority only, so the SDK need not ask the public cloud which there are.
     more: dict[str, Any] = {
         "retry_total": 0,
+        "connection_timeout": CONNECT_SECONDS,
+        "read_timeout": TOKEN_SECONDS,
         "disable_instance_discovery": bool(os.environ.get("AZURE_AUTHORITY_HOST")),
     }
     try:
@@ -146,6 +152,7 @@ def _credential(keys: AzureKeys) -> Any:
             return WorkloadIdentityCredential(
                 tenant_id=keys.tenant_id, client_id=keys.client_id, token_file_path=token_file, **more
             )
-        return ManagedIdentityCredential(client_id=keys.client_id or None)
+        del more["disable_instance_discovery"]  # there is nothing to discover
+        return ManagedIdentityCredential(client_id=keys.client_id or None, **more)
     except ValueError as error:
         raise ConfigError([Problem("AZURE_TENANT_ID", f"{keys.tenant_id!r} is not allowed: {error}")]) from error

@@ -12,6 +12,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.identity import CredentialUnavailableError
 
 from providers.base import (
     CapacityError,
@@ -26,9 +27,11 @@ from providers.base import (
     UnavailableError,
     UnknownOutcomeError,
 )
-from providers.meanings import LONGEST_QUOTE, About, Meaning, error_of, refused
+from providers.meanings import LONGEST_QUOTE, About, Meaning, error_of
 
 _NONE_LEFT = Meaning(CapacityError, "Azure has no {type} left in zone {zone} of {region} ({market})")
+_GAVE_UP = Meaning(CapacityError, "Azure gave up on a {type} in zone {zone}", "ProvisioningFailed")
+_GUEST = Meaning(InvalidRequestError, "the image's guest did not come up", "GuestFailed")
 _NONE_IN_REGION = Meaning(CapacityError, "Azure has no {type} left in {region} ({market})", scope=Scope.TYPE)
 _NOT_OFFERED = Meaning(
     CapacityError,
@@ -67,6 +70,12 @@ _TYPE = Meaning(
     InvalidRequestError,
     "{type} (AZURE_INSTANCE_SIZE, AZURE_INSTANCE_SIZES) is no VM size in {region}",
     "InstanceTypeUnknown",
+)
+_REFERENCE = Meaning(
+    InvalidRequestError,
+    "something that {operation} names is not there: AZURE_RESOURCE_GROUP={resource_group}, AZURE_SUBNET_ID={subnet}, "
+    "AZURE_NSG_ID={nsg}, or the image {image}",
+    "ReferenceMissing",
 )
 _CHANGED = Meaning(InvalidRequestError, "the name {name} is in use already, for another VM", "NameTaken")
 _ASKED_WRONG = Meaning(InvalidRequestError, "Azure refuses {operation} as it was asked for")
@@ -107,6 +116,7 @@ TABLE: dict[str, Meaning] = {
     "GalleryImageNotFound": _IMAGE,
     "InvalidImageReference": _IMAGE,
     "PlatformImageNotFound": _IMAGE,
+    "InvalidResourceReference": _REFERENCE,
     "PropertyChangeNotAllowed": _CHANGED,
     "AnotherOperationInProgress": _BUSY,
     "ReferencedResourceNotProvisioned": _BUSY,
@@ -134,7 +144,7 @@ def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> 
         return answered
     said = f"{type(error).__name__}: {str(error)[:LONGEST_QUOTE]}"
     if isinstance(error, ClientAuthenticationError):  # the credential's, before anything was sent
-        if isinstance(error.__cause__, ServiceRequestError | ServiceResponseError):
+        if _no_token_now(error):
             return UnavailableError("Unreachable", f"no access token could be had for {values['operation']} ({said})")
         return DeniedError("NoCredentials", f"{_CREDENTIALS.sentence}: {said}")
     if isinstance(error, ServiceRequestError) or not changes:
@@ -144,13 +154,33 @@ def translate(error: AzureError, *, changes: bool, about: Mapping[str, str]) -> 
     return UnknownOutcomeError("NoAnswer", f"{values['operation']} was sent, and no answer came ({said})")
 
 
-def refusal_of(code: str, message: str, about: Mapping[str, str]) -> OfferingRefusedError | None:
-    """What a failed operation's code says of the offering; None when another one would do no better."""
+def _no_token_now(error: ClientAuthenticationError) -> bool:
+    """Whether the same call may get an access token later.
+
+    Of the worker's metadata service the SDK tells no status, only what it said: `invalid_request` where the worker has
+    no such identity, something else or nothing while it is overloaded or starts (429, 404, 410 and 5xx in Microsoft's
+    description of it).
+    """
+    if isinstance(error.__cause__, ServiceRequestError | ServiceResponseError):
+        return True
+    return isinstance(error, CredentialUnavailableError) and not any(
+        word in str(error) for word in ("invalid_request", "Identity not found", "No identity")
+    )
+
+
+def refusal_of(code: str, message: str, about: Mapping[str, str]) -> ProviderError:
+    """Why an operation that ARM had accepted failed: of the offering, or for good.
+
+    What says neither, such as a defect inside Azure, rules out the offering for a while: the VM is lost anyway, and
+    another one may not meet it.
+    """
     meaning = _meaning(code, 0, message)
-    if meaning is None:
-        return None
+    if code.startswith("OSProvisioning"):
+        meaning = _GUEST
+    elif meaning is None or not issubclass(meaning.error, OfferingRefusedError | InvalidRequestError | DeniedError):
+        meaning = _GAVE_UP
     sentence = f"{meaning.sentence.format_map(About(about))} (Azure: {code}, {message[:LONGEST_QUOTE]})"
-    return refused(meaning, meaning.reason or code, sentence)
+    return error_of(meaning, meaning.reason or code, sentence, None)
 
 
 def request_id_of(error: HttpResponseError) -> str:
@@ -164,6 +194,8 @@ def _answered(error: HttpResponseError, *, changes: bool, values: About) -> Prov
     message = str(error.error.message) if error.error is not None and error.error.message else str(error.message)
     quoted = f"(Azure: {code or status}, {message[:LONGEST_QUOTE]})"
     meaning = _meaning(code, status, message)
+    if meaning is _MISSING and values["operation"].startswith("create_or_update"):
+        meaning = _REFERENCE  # what is to be made cannot be missing
     if meaning is None:
         kind = UnknownOutcomeError if changes else UnavailableError
         return kind("ServerError", f"{values['operation']} failed inside Azure {quoted}")

@@ -18,6 +18,7 @@ from providers.base import (
     InvalidRequestError,
     Market,
     MissingError,
+    ProviderError,
     QuotaError,
     ThrottledError,
     UnavailableError,
@@ -156,6 +157,27 @@ def test_a_vm_that_azure_gave_up_on_says_why_and_whether_another_offering_may_do
     assert provider.launch(request).refusal is not None
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        *((code, CapacityError) for code in ("RetryableError", "InternalExecutionError", "OperationPreempted", "New")),
+        ("OperationNotAllowed", InvalidRequestError),
+        ("ImageNotFound", InvalidRequestError),
+        ("AuthorizationFailed", DeniedError),
+    ],
+)
+def test_a_failure_of_azures_own_rules_out_the_offering_and_one_for_good_says_so(
+    azure: AzureLab, code: str, kind: type[ProviderError]
+) -> None:
+    provider, request = azure.provider(), azure.request()
+    provider.launch(request)
+    azure.emulator.fail(request.name, code, "said so")
+    (failed,) = provider.instances(SCOPE)
+    assert failed.state is InstanceState.FAILED
+    assert type(failed.refusal) is kind
+    assert f"(Azure: {code}, said so)" in str(failed.refusal)
+
+
 def test_a_vm_whose_guest_never_reported_to_azure_runs_all_the_same(azure: AzureLab) -> None:
     provider, request = azure.provider(), azure.request()
     provider.launch(request)
@@ -164,7 +186,8 @@ def test_a_vm_whose_guest_never_reported_to_azure_runs_all_the_same(azure: Azure
     assert (listed.state, listed.refusal) == (InstanceState.RUNNING, None)
     azure.emulator.fail(request.name, "OSProvisioningTimedOut")
     (listed,) = provider.instances(SCOPE)
-    assert (listed.state, listed.refusal) == (InstanceState.FAILED, None)
+    assert listed.state is InstanceState.FAILED
+    assert isinstance(listed.refusal, InvalidRequestError)
 
 
 def test_without_quota_arm_is_not_asked_for_the_vm(azure: AzureLab) -> None:
@@ -178,6 +201,16 @@ def test_without_quota_arm_is_not_asked_for_the_vm(azure: AzureLab) -> None:
     (short,) = provider.shortages()
     assert short.key == "AZURE_INSTANCE_SIZE"
     provider.launch(azure.request(size="Standard_E2as_v5"))
+
+
+@pytest.mark.parametrize("code", ["ResourceNotFound", "NotFound", "InvalidResourceReference"])
+def test_a_launch_that_names_what_is_not_there_is_refused_for_good(azure: AzureLab, code: str) -> None:
+    proxy = azure.proxy()
+    reply = json.dumps({"error": {"code": code, "message": "no subnet"}}).encode()
+    proxy.add(Fault.STATUS, Phase.BEFORE, action=PUT, status=404, reply=reply, content_type="application/json")
+    with pytest.raises(InvalidRequestError, match=r"AZURE_SUBNET_ID=/subscriptions/.*no subnet") as refused:
+        azure.provider(proxy.url).launch(azure.request())
+    assert refused.value.reason == "ReferenceMissing"
 
 
 def test_refusals_are_told_apart(azure: AzureLab) -> None:

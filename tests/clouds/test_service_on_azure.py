@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from caa.api.hypervisor import SERVICE, SandboxRequest
 from caa.sizing import MACHINE_TYPE, VCPUS
+from caa.ttrpc.client import call_once
+from caa.ttrpc.frames import StatusError
 from tests.clouds.azure_lab import NOTHING, AzureLab
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
@@ -20,8 +24,8 @@ from tests.lab.service import ServiceProcess, new_id
 ENDED_SECONDS = 30.0
 PUT = "^PutVirtualMachine$"
 RETRY_AFTER = 6
-# Threads of the service for calls of a cloud.
-CALLS_AT_ONCE = 16
+# Threads of the service for calls of a cloud, and in all.
+CALLS_AT_ONCE, THREADS = 8, 16
 # 200 is what a node would never have at once; a machine with two cores takes minutes for so many guests.
 BURST = 200 if os.environ.get("CAA_SOAK") else 30
 
@@ -90,6 +94,22 @@ def test_a_pod_starts_long_before_arms_operation_ends_and_nothing_of_it_is_left(
     assert azure.left() == NOTHING
 
 
+def test_an_operation_that_never_ends_is_given_up_with_its_caller_and_leaves_nothing(
+    azure: AzureLab, proxy: FaultProxy, service: ServiceProcess
+) -> None:
+    azure.emulator.delays(pending=1e6, boot=0.1, shutting_down=0.1)
+    sandbox_id = new_id()
+    service.create(sandbox_id, "web")
+    start = SandboxRequest(id=sandbox_id).encode()
+    with pytest.raises((StatusError, TimeoutError)):
+        asyncio.run(call_once(str(service.hypervisor_socket), SERVICE, "StartVM", start, 3))
+    assert proxy.count()["PutVirtualMachine"] == 1
+    service.wait_for_state(sandbox_id, {"stopped", "failed"}, ENDED_SECONDS)
+    assert "CallerGone" in [event["kind"] for event in service.events(sandbox_id)]
+    azure.emulator.advance(1)
+    assert azure.left() == NOTHING
+
+
 @pytest.mark.parametrize("fault", [Fault.RESET, Fault.TRUNCATE])
 def test_a_lost_reply_of_the_put_leaves_one_vm_that_runs_the_pod(
     azure: AzureLab, proxy: FaultProxy, service: ServiceProcess, fault: Fault
@@ -142,3 +162,6 @@ def test_a_burst_that_is_throttled_half_way_waits_as_long_as_azure_says_and_then
     hammering = [record for record in puts if first + 1 < record.at < first + RETRY_AFTER - 0.5]
     assert len(hammering) <= 1
     assert sum(record.status == 429 for record in puts if record.at <= first + 1) <= CALLS_AT_ONCE
+    # A pool never shrinks, so this is the most there were.
+    assert service.process is not None
+    assert len(os.listdir(f"/proc/{service.process.pid}/task")) <= THREADS

@@ -15,7 +15,6 @@ from providers.base import (
     CapacityError,
     DeniedError,
     InvalidRequestError,
-    MissingError,
     OfferingRefusedError,
     ProviderError,
     QuotaError,
@@ -55,7 +54,7 @@ def translated(error: AzureError, *, changes: bool = True) -> ProviderError:
         (401, "ExpiredAuthenticationToken", DeniedError),
         (403, "AuthorizationFailed", DeniedError),
         (403, "RequestDisallowedByPolicy", DeniedError),
-        (404, "ResourceNotFound", MissingError),
+        (404, "ResourceNotFound", InvalidRequestError),
         (404, "GalleryImageNotFound", InvalidRequestError),
         (409, "PropertyChangeNotAllowed", InvalidRequestError),
         (400, "InvalidParameter", InvalidRequestError),
@@ -115,6 +114,6 @@ def test_an_identity_that_is_not_answered_passes_and_one_that_is_not_there_does_
 
 
 @pytest.mark.parametrize("code", sorted(TABLE))
-def test_a_failed_operation_gives_way_to_another_offering_only_where_one_may_do(code: str) -> None:
-    found = refusal_of(code, "a quota", ABOUT)
-    assert (found is not None) == issubclass(TABLE[code].error, OfferingRefusedError)
+def test_a_failed_operation_gives_way_to_another_offering_unless_it_is_wrong_for_good(code: str) -> None:
+    for_good = issubclass(TABLE[code].error, InvalidRequestError | DeniedError)
+    assert isinstance(refusal_of(code, "a quota", ABOUT), OfferingRefusedError) != for_good
