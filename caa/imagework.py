@@ -39,6 +39,10 @@ DEADLINES: Mapping[str, float] = {
 """Seconds that each phase may take, of one try."""
 
 
+AT_REST: Mapping[str, Any] = {"phase": "", "step": "", "done": 0, "total": None, "rate": 0.0}
+"""How far an image is that nobody builds."""
+
+
 class CancelledError(Exception):
     """Somebody asked for the end of this build."""
 
@@ -123,7 +127,8 @@ class Work:
         self._time = time
         self._tell = tell
         self._lock = threading.RLock()
-        self._began, self._base, self._written_at = time.monotonic(), 0, 0.0
+        self._began = self._since = time.monotonic()  # of the phase, and of what is counted
+        self._base, self._written_at = 0, 0.0
         self._late: DeadlineExceededError | None = None
         keeper.watched, keeper.is_late = image.id, self._is_late
 
@@ -153,19 +158,35 @@ class Work:
         """A phase begins, and with it its time."""
         self.check()
         with self._lock:
-            self._began, self._base = self._time.monotonic(), done
-            self.save(phase=name, total=total, done=done, rate=0.0)
+            self._began = self._since = self._time.monotonic()
+            self._base = done
+            self.save(phase=name, step="", total=total, done=done, rate=0.0)
+
+    def step(self, name: str, done: int, total: int | None) -> None:
+        """Of the phase this is done now; steps of the recipe are counted together, and so have one total."""
+        self.check()
+        with self._lock:
+            if (name, total) == (self._image.step, self._image.total):
+                self.progress(done)
+                return
+            if total != self._image.total:
+                self._since, self._base = self._time.monotonic(), done
+            self._try_to_save(step=name, total=total, done=done, rate=self._rate(done))
 
     def progress(self, done: int) -> None:
-        """Written down once a second at most. Where that cannot be, the work goes on: it may be what fills the disk."""
+        """Written down once a second at most."""
         self.check()
         with self._lock:
             if self._time.monotonic() - self._written_at >= PROGRESS_SECONDS:
-                try:
-                    self.save(done=done, rate=self._rate(done))
-                except LedgerError as error:
-                    self._written_at = self._time.monotonic()
-                    log.warning("how far the image is cannot be written down now: %s", error)
+                self._try_to_save(done=done, rate=self._rate(done))
+
+    def _try_to_save(self, **changes: Any) -> None:
+        """Where it cannot be written down how far it is, the work goes on: it may be what fills the disk."""
+        try:
+            self.save(**changes)
+        except LedgerError as error:
+            self._written_at = self._time.monotonic()
+            log.warning("how far the image is cannot be written down now: %s", error)
 
     def note(self, kind: str, identity: str) -> None:
         """Write a resource down."""
@@ -230,5 +251,5 @@ class Work:
         self._began = self._time.monotonic()
 
     def _rate(self, done: int) -> float:
-        seconds = self._time.monotonic() - self._began
+        seconds = self._time.monotonic() - self._since
         return max(0.0, (done - self._base) / seconds) if seconds > 0 else 0.0

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from caa.holder import is_dead
-from caa.imagework import LEASE_SECONDS, CancelledError, DeadlineExceededError, Keeper, Time, Work
+from caa.imagework import AT_REST, LEASE_SECONDS, CancelledError, DeadlineExceededError, Keeper, Time, Work
 from caa.ledger import LeaseLostError, StaleWriteError
 from caa.ledger.images import ImageStore
 from caa.podvmimage import Held, ImageState, PodVmImage
@@ -247,7 +247,7 @@ class Imaging:
         if image.retry_at is not None:
             work.sleep((image.retry_at - self.time.now()).total_seconds())
         work.restart()
-        work.save(attempts=image.attempts + 1, retry_at=None, reason="", failure="", phase="", done=0, total=None)
+        work.save(attempts=image.attempts + 1, retry_at=None, reason="", failure="", **AT_REST)
         try:
             self._make(work)
         except (ProviderError, ImageError, OSError, DeadlineExceededError) as raised:
@@ -270,7 +270,7 @@ class Imaging:
 
     def _make(self, work: Work) -> None:
         work.phase("source")
-        disk = self.source.obtain(lambda _step, done, total: self._obtaining(work, done, total))
+        disk = self.source.obtain(work.step)
         work.check()
         if work.image.digest not in ("", disk.digest):
             # An earlier try made another disk of the same source; what it left must not be mixed with this one.
@@ -285,7 +285,7 @@ class Imaging:
             return
         image_id = self.publisher.publish(disk, ImageName(self.cluster, disk.digest), work)
         work.phase("switch")
-        work.save(state=ImageState.READY, image_id=image_id, phase="", total=None, done=0, rate=0.0, failures=0)
+        work.save(state=ImageState.READY, image_id=image_id, failures=0, **AT_REST)
         self.announce(image_id)
         self.source.clear()
 
@@ -295,12 +295,6 @@ class Imaging:
             self.write_back.written(image_id)
         except WriteBackError as error:
             log.warning("the image %s could not be written to where it is configured: %s", image_id, error)
-
-    @staticmethod
-    def _obtaining(work: Work, done: int, total: int | None) -> None:
-        if total != work.image.total:
-            work.save(total=total)
-        work.progress(done)
 
     def _fail(self, work: Work, reason: str, failure: str) -> None:
         """For good, with nothing left in the cloud as far as it lets us."""
@@ -314,7 +308,7 @@ class Imaging:
             failure += f"; what was made is still there, for {error}"
         else:
             work.save(resources={}, blocks=b"")
-        work.save(state=ImageState.FAILED, reason=reason, failure=failure, phase="", retry_at=None, rate=0.0)
+        work.save(state=ImageState.FAILED, reason=reason, failure=failure, retry_at=None, **AT_REST)
         self.source.clear()
 
     # Removing

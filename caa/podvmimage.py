@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from imagebuilder.steps import STEPS
+
 
 class ImageState(enum.StrEnum):
     """What an image is."""
@@ -60,6 +62,7 @@ class PodVmImage:
 
     `account` is where it is (such as aws/eu-west-1), `source` what it was made from, without secrets. `resources` maps
     kind to the cloud's id for everything that it brought; `blocks` says which parts of the disk the cloud has.
+    `step` is what is done of the phase; `done` of `total` is in bytes, but in steps of the recipe (imagebuilder.steps).
     `attempts` counts how often somebody began to build it, `failures` how often that failed in a row.
     """
 
@@ -74,6 +77,7 @@ class PodVmImage:
     arch: str = ""
     image_id: str = ""
     phase: str = ""
+    step: str = ""
     done: int = 0
     total: int | None = None
     rate: float = 0.0
@@ -98,16 +102,23 @@ class PodVmImage:
         """Seconds until the phase ends at the present rate; None when that cannot be told."""
         return (self.total - self.done) / self.rate if self.total and self.rate > 0 else None
 
+    @property
+    def in_bytes(self) -> bool:
+        """Whether that is what `done` counts."""
+        return self.step not in STEPS
+
     def told(self) -> str:
         """How far it is, in words that may follow "the pod VM image"."""
         match self.state:
             case ImageState.BUILDING if self.retry_at is not None:
                 return f"is being built: it is tried again after {self.reason}: {self.failure}"
             case ImageState.BUILDING:
-                share = self.share
-                return f"is being built: {self.phase or 'source'}" + (
-                    f", {share * 100:.0f} %" if share is not None else ""
-                )
+                words = [self.step or self.phase or "source"]
+                if self.share is not None:
+                    words.append(f"{self.share * 100:.0f} %")
+                if self.remaining is not None:
+                    words.append(f"{self.remaining:.0f} s left")
+                return f"is being built: {', '.join(words)}"
             case ImageState.FAILED:
                 return f"could not be built, {self.reason}: {self.failure}; `caa image retry` tries again"
             case _:
@@ -125,9 +136,11 @@ def described(image: PodVmImage) -> dict[str, Any]:
         "digest": image.digest or None,
         "arch": image.arch or None,
         "phase": image.phase or None,
-        "bytes_done": image.done,
-        "bytes_total": image.total,
-        "bytes_per_second": round(image.rate),
+        "step": image.step or None,
+        "percent": None if image.share is None else round(100 * image.share),
+        "bytes_done": image.done if image.in_bytes else 0,
+        "bytes_total": image.total if image.in_bytes else None,
+        "bytes_per_second": round(image.rate) if image.in_bytes else 0,
         "seconds_remaining": None if image.remaining is None else round(image.remaining),
         "attempts": image.attempts,
         "failures": image.failures,

@@ -11,10 +11,10 @@ from imagebuilder.errors import ImageError
 from imagebuilder.formats import check_space
 from imagebuilder.initrd import build_initrd
 from imagebuilder.platforms import platform_of
-from imagebuilder.rawdisk import Progress
 from imagebuilder.recipe import Recipe, read_inputs
 from imagebuilder.rootfs import build_rootfs
 from imagebuilder.rootimage import build_root_image, tree_size
+from imagebuilder.steps import Progress, tell
 from imagebuilder.tools import check_tools
 
 # The unpacked root, its image and the disk, with room to spare; measured 0.9 GB.
@@ -32,21 +32,20 @@ def build_raw(out: Path, work: Path, recipe: Recipe, arch: str, progress: Progre
 
     Equal inputs and equal packages give an equal disk, byte for byte.
     """
-    progress("check", 0, None)
     platform = platform_of(arch)
     check_tools([*_TOOLS, platform.objcopy, *(["veritysetup"] if recipe.verity else [])])
     if os.geteuid() != 0:
         raise ImageError("NotRoot", "building an image needs root, for the files in it belong to root")
     inputs = read_inputs(recipe, arch)
     check_space(work, _WORK_BYTES + _COPIES * tree_size(recipe.payload), "building an image")
-    progress("packages", 0, None)
-    root = build_rootfs(work, inputs, recipe)
-    progress("root file system", 0, None)
+    root = build_rootfs(work, inputs, recipe, progress)
+    tell(progress, "initrd")
     initrd = work / "initrd.img"
     build_initrd(root.path, root.kernel.release, work, initrd, inputs)
-    image = build_root_image(root.path, inputs, work)
+    image = build_root_image(root.path, inputs, work, progress)
     shutil.rmtree(root.path)
-    progress("disk", 0, None)
+    tell(progress, "kernel image")
     command_line = kernel_command_line(inputs, image.verity)
     build_uki(root.kernel, initrd, command_line, inputs, work / "uki.efi")
+    tell(progress, "disk")
     assemble(image, work / "uki.efi", inputs, out)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from imagebuilder.errors import ImageError, PassingImageError
-from imagebuilder.rawdisk import Progress
+from imagebuilder.steps import Progress
 
 # Far more than a disk of a pod VM takes when it is compressed or sparse.
 MAX_DOWNLOAD_BYTES = 32 << 30

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imagebuilder.errors import ImageError, no_space
-from imagebuilder.rawdisk import Progress
+from imagebuilder.steps import Progress
 from imagebuilder.tools import BuildError, check_tools, run, run_with_percent
 
 FORMATS = ("raw", "qcow2", "vhd")

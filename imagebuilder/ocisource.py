@@ -19,7 +19,7 @@ from imagebuilder.archive import extract
 from imagebuilder.download import CutError, Wanted, download, refused
 from imagebuilder.errors import ImageError, PassingImageError
 from imagebuilder.formats import check_space
-from imagebuilder.rawdisk import Progress
+from imagebuilder.steps import Progress
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")

@@ -11,9 +11,9 @@ from imagebuilder.errors import ImageError
 from imagebuilder.files import put, working
 from imagebuilder.formats import from_raw
 from imagebuilder.pe import section
-from imagebuilder.rawdisk import Progress
 from imagebuilder.recipe import Recipe
 from imagebuilder.sources import obtain
+from imagebuilder.steps import Progress
 
 _ENDINGS = {".qcow2": "qcow2", ".vhd": "vhd"}
 

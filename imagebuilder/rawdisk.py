@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.bootable import Bootable, look
 from imagebuilder.errors import ImageError
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the phase, the bytes of it that are done, and all there are if that is known. May raise to end it."""
+from imagebuilder.steps import Progress
 
 # Read at once for the digest: large enough that the progress costs nothing.
 _PIECE = 4 << 20

@@ -19,7 +19,7 @@ SUITE = "bookworm"  # Debian 12, whose python3 (3.11) the guest's code is writte
 # The parts of the guest's source that go into the image.
 GUEST_PARTS = ("__init__.py", "ttrpc", "guest", "podnetwork")
 # The builder's modules that decide what is in an image.
-_RECIPE_CODE = ("build", "disk", "initrd", "modules", "pe", "platforms", "recipe", "rootfs", "rootimage")
+_RECIPE_CODE = ("bootstrap", "build", "disk", "initrd", "modules", "pe", "platforms", "recipe", "rootfs", "rootimage")
 AGENT = Path("usr/local/bin/kata-agent")
 
 # One name space for all ids derived from inputs. Any fixed UUID would do; this is the one that was drawn.

@@ -9,23 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagebuilder.bootstrap import bootstrap
 from imagebuilder.modules import below, choose
 from imagebuilder.platforms import PLATFORMS
-from imagebuilder.recipe import AGENT, GUEST_PARTS, RECIPE, SUITE, Inputs, Recipe, lines, plain_mode
+from imagebuilder.recipe import AGENT, GUEST_PARTS, RECIPE, Inputs, Recipe, lines, plain_mode
+from imagebuilder.steps import Progress, tell
 from imagebuilder.tools import BuildError, run
-
-# Runs inside mmdebstrap, with its apt, so that both are fetched and verified like any other package. They are not
-# installed, but taken apart.
-_FETCH = """set -eu
-mkdir "$1/taken-apart"
-cd "$1/taken-apart"
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-package=$(apt-cache depends "$KERNEL_PACKAGE" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p')
-apt-get -q -o APT::Sandbox::User=root download "$package" systemd-boot-efi
-"""
-
-# Sets up dm-verity in the initrd, for which libcryptsetup would be ten times as large.
-VERITY_PACKAGES = ("dmsetup",)
 
 # Only needed to install packages, which nobody does in a pod VM.
 _UNNEEDED = (
@@ -81,12 +70,14 @@ class RootFs:
     kernel: Kernel
 
 
-def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe) -> RootFs:
+def build_rootfs(work: Path, inputs: Inputs, recipe: Recipe, progress: Progress) -> RootFs:
     """Make the root below `work`. Raises ImageError."""
     root, platform = work / "root", PLATFORMS[inputs.arch]
     begun = time.time()
-    _bootstrap(root, work, inputs)
+    bootstrap(root, work, inputs, progress)
+    tell(progress, "kernel")
     kernel = _take_kernel(root, work, inputs.arch)
+    tell(progress, "files")
     _copy(RECIPE / "root", root)
     _copy_guest(root, recipe.guest_source)
     if recipe.payload:
@@ -116,51 +107,6 @@ def _settle_times(root: Path, begun: float, epoch: int) -> None:
             found = os.lstat(path)
             if not stat.S_ISREG(found.st_mode) or found.st_mtime >= begun:
                 os.utime(path, (epoch, epoch), follow_symlinks=False)
-
-
-def _bootstrap(root: Path, work: Path, inputs: Inputs) -> None:
-    sources = work / "sources.list"
-    sources.write_text("\n".join(_host_sources()) + "\n")
-    fetch = work / "fetch"
-    fetch.write_text(_FETCH)
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
-    run(
-        [
-            "mmdebstrap",
-            "--variant=apt",
-            "--mode=root",
-            "--format=directory",
-            f"--architectures={inputs.arch}",
-            f"--include={','.join([*lines('packages.txt', inputs.arch), *(VERITY_PACKAGES if inputs.verity else ())])}",
-            '--aptopt=APT::Install-Recommends "false"',
-            '--aptopt=Acquire::Languages "none"',
-            "--dpkgopt=force-unsafe-io",  # no fsync per file: a build that dies is thrown away
-            *excluded,
-            f'--customize-hook=sh {fetch} "$1"',
-            SUITE,
-            root,
-            sources,
-        ],
-        environment={
-            "KERNEL_PACKAGE": PLATFORMS[inputs.arch].kernel,
-            "SOURCE_DATE_EPOCH": str(inputs.source_date_epoch),
-            "DEBIAN_FRONTEND": "noninteractive",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        },
-    )
-
-
-def _host_sources() -> list[str]:
-    """The host's own Debian sources for our suite, as apt resolved them: the mirror is the host's choice."""
-    form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
-    found = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian"])
-    suites = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
-    kept = [line for line in dict.fromkeys(found.splitlines()) if line.split()[2] in suites]
-    if not any(line.split()[2] == SUITE for line in kept):
-        raise BuildError(
-            f"the host's apt knows no Debian {SUITE} archive; add one to /etc/apt/sources.list.d and run apt-get update"
-        )
-    return kept
 
 
 def _take_kernel(root: Path, work: Path, arch: str) -> Kernel:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebuilder.recipe import Inputs
+from imagebuilder.steps import Progress, tell
 from imagebuilder.tools import BuildError, run
 
 _MIB = 1 << 20
@@ -39,8 +40,9 @@ class RootImage:
     verity: Verity | None
 
 
-def build_root_image(root: Path, inputs: Inputs, work: Path) -> RootImage:
+def build_root_image(root: Path, inputs: Inputs, work: Path, progress: Progress) -> RootImage:
     """Make the file system of the tree at `root`. Raises ImageError."""
+    tell(progress, "file system")
     free = _FREE_BYTES_READ_ONLY if inputs.verity else _FREE_BYTES
     size = _round_up(int(tree_size(root) * 1.05) + free)
     path = work / "root.img"
@@ -57,7 +59,10 @@ def build_root_image(root: Path, inputs: Inputs, work: Path) -> RootImage:
         environment=settled,
     )
     _settle_times(path, inputs.source_date_epoch, settled)
-    return RootImage(path, _hash_tree(path, inputs, work) if inputs.verity else None)
+    if not inputs.verity:
+        return RootImage(path, None)
+    tell(progress, "hash tree")
+    return RootImage(path, _hash_tree(path, inputs, work))
 
 
 def _settle_times(path: Path, epoch: int, settled: dict[str, str]) -> None:

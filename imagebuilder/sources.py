@@ -19,8 +19,9 @@ from imagebuilder.download import Wanted
 from imagebuilder.errors import ImageError
 from imagebuilder.files import working
 from imagebuilder.formats import check_space, to_raw
-from imagebuilder.rawdisk import Demands, Disk, Progress, read_disk
+from imagebuilder.rawdisk import Demands, Disk, read_disk
 from imagebuilder.recipe import Recipe
+from imagebuilder.steps import Progress
 
 __all__ = ["Disk", "Progress", "Recipe", "Source", "obtain", "parse"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import re
@@ -40,6 +41,8 @@ PACKAGES = {
 _UMASK = 0o022
 # A tool that was asked to end has so long until it is made to.
 _ENDING_SECONDS = 10.0
+# Of what a failed tool printed; people see the end of it.
+_LINES_KEPT = 40
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -86,20 +89,36 @@ def run(command: Sequence[str | Path], *, text: str | None = None, environment: 
         return printed.read()
 
 
+def run_watched(
+    command: Sequence[str | Path], told: Callable[[str], bool], environment: dict[str, str] | None = None
+) -> None:
+    """Run a tool; `told` gets each line of what it prints, as it comes.
+
+    It returns whether the line is of no use to people when the tool fails, and may raise to end the tool.
+    Raises ImageError.
+    """
+    words = [str(word) for word in command]
+    kept = collections.deque[str](maxlen=_LINES_KEPT)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with _started(words, environment, text=True, errors="replace", **streams) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # a carriage return ends one, too
+            if not told(line.rstrip("\n")):
+                kept.append(line)
+    if process.returncode != 0:
+        raise _failed(words[0], process.returncode, "".join(kept))
+
+
 def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None]) -> None:
     """Run a tool that prints "(63.02/100%)" as it goes on; `tell` is called with 0 to 1. Raises ImageError."""
-    words = [str(word) for word in command]
-    printed = b""
-    with tempfile.TemporaryFile("w+") as errors:
-        with _started(words, None, stdout=subprocess.PIPE, stderr=errors) as process:
-            assert process.stdout is not None
-            while piece := os.read(process.stdout.fileno(), 4096):
-                printed = (printed + piece)[-4096:]
-                if shares := re.findall(rb"\(([0-9.]+)/100%\)", printed):
-                    tell(min(float(shares[-1]) / 100, 1.0))  # whoever is told may want the end of it
-        if process.returncode != 0:
-            errors.seek(0)
-            raise _failed(words[0], process.returncode, errors.read())
+
+    def told(line: str) -> bool:
+        match = re.search(r"\(([0-9.]+)/100%\)", line)
+        if match:
+            tell(min(float(match[1]) / 100, 1.0))
+        return match is not None or not line
+
+    run_watched(command, told)
 
 
 _running: dict[subprocess.Popen[Any], float] = {}

@@ -63,7 +63,7 @@ def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _show(bars: Bars, image: PodVmImage) -> None:
     if image.phase:
-        bars(image.phase, image.done, image.total)
+        bars(image.step or image.phase, image.done, image.total)
 
 
 def _unsupported(settings: Settings) -> str:

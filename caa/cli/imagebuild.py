@@ -90,19 +90,20 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             verity=keys.image_verity if args.verity is None else args.verity,
             fips=keys.boot_fips if args.fips is None else args.fips,
         )
-        with Bars("image", quiet=args.json) as progress:
+        with Bars("image", quiet=args.json) as bars:
+            times = _Times(bars)
             produced = produce(
                 source,
                 Output(args.output.absolute(), args.format, kernel=args.kernel),
                 arch=args.arch or keys.image_arch,
-                progress=progress,
+                progress=times,
                 recipe=recipe,
                 auth_file=args.auth_file or keys.registry_auth_file,
             )
     except (ConfigError, ImageError) as error:
         fail(str(error))
-    seconds = round(time.monotonic() - begun, 1)
-    facts = {
+    seconds, by_step = round(time.monotonic() - begun, 1), times.end()
+    facts: dict[str, Any] = {
         "file": str(produced.path),
         "format": produced.kind,
         "arch": produced.arch,
@@ -110,10 +111,29 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         "bytes_used": produced.used,
     }
     if args.json:
-        print(json.dumps({**facts, "measurements": dict(produced.measurements), "seconds": seconds}))
+        facts |= {"measurements": dict(produced.measurements), "seconds": seconds, "seconds_by_step": by_step}
+        print(json.dumps(facts))
     else:
         print(f"{produced.path}: {produced.kind}, {produced.arch}, {seconds} s")
         print(f"  size {produced.size >> 20} MiB, {produced.used >> 20} MiB of it used")
         for name, value in produced.measurements.items():
             print(f"  {name} sha256 {value}")
     return 0
+
+
+class _Times:
+    """Passes progress on, and keeps how long each step took."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._began: list[tuple[str, float]] = []
+
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        if not self._began or self._began[-1][0] != step:
+            self._began.append((step, time.monotonic()))
+        self._bars(step, done, total)
+
+    def end(self) -> dict[str, float]:
+        """Seconds by step."""
+        ends = [*(moment for _, moment in self._began[1:]), time.monotonic()]
+        return {step: round(end - moment, 1) for (step, moment), end in zip(self._began, ends, strict=False)}

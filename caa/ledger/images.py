@@ -186,4 +186,5 @@ def _to_image(row: Row[Any]) -> PodVmImage:
     values = dict(row._mapping)
     values["state"] = ImageState(values["state"])
     values["blocks"] = bytes(values["blocks"])
+    values["step"] = values["step"] or ""  # of a row that is older than the column
     return PodVmImage(**values)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The newest migration. Revisions are numbers of four digits, so that older and newer can be told apart
 without loading Alembic (100 ms and 10 MB that `caa serve` need not pay)."""
 
@@ -198,6 +198,7 @@ images = Table(
     _required("arch", Text),
     _required("image_id", Text),
     _required("phase", Text),
+    Column("step", Text),
     _required("done", BigInteger),
     Column("total", BigInteger),
     _required("rate", Double),

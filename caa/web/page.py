@@ -190,7 +190,7 @@ def _counts(records: Iterable[SandboxRecord]) -> Counter[str]:
 def _image(image: PodVmImage) -> dict[str, Any]:
     return {
         "state": image.state.value,
-        "phase": image.phase or "source",
+        "phase": image.step or image.phase or "source",
         "done": image.done,
         "total": image.total,
         "percent": f"{100 * image.done / image.total:.0f} %" if image.total else "",

@@ -156,7 +156,7 @@ def test_equal_files_give_an_equal_disk_whenever_and_in_whatever_order_they_were
             os.utime(path, (10**9, inputs.source_date_epoch), follow_symlinks=False)
         work = tmp_path / f"work-{disk}"
         work.mkdir()
-        assemble(build_root_image(root, inputs, work), uki, inputs, tmp_path / disk)
+        assemble(build_root_image(root, inputs, work, lambda *_told: None), uki, inputs, tmp_path / disk)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     table = subprocess.run(["/usr/sbin/sfdisk", "--dump", tmp_path / "one"], capture_output=True, text=True, check=True)
     assert f'name="{root_label(inputs.id)}"' in table.stdout

@@ -38,6 +38,8 @@ class ImageView(Model):
     digest: str | None = Field(description="sha256 of the disk.")
     arch: str | None
     phase: str | None = Field(description="Of a build: source, convert, upload, import, register or switch.")
+    step: str | None = Field(description="What is done of the phase just now, such as fetch or install packages.")
+    percent: int | None = Field(description="Of the phase; null when that cannot be told.")
     bytes_done: int
     bytes_total: int | None
     bytes_per_second: int
