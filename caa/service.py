@@ -166,6 +166,8 @@ async def _serve(
             ready=lambda: not health.ready(),
         )
         node.watchers.append(metrics.on_event)
+        if settings.traces_endpoint:
+            _trace_starts(stack, settings, node)
         cloud.watcher, limiter.watcher = metrics.on_call, metrics.on_turn
         reader = LedgerReader(ledger)
         app = build_app(lifecycle, reader, health, reload, images, metadata, auditor, metrics)
@@ -228,6 +230,19 @@ def _images(
     publisher = publishers.load(cloud, merged.values) if publishers.supported(cloud) else None
     environ = merged.over(os.environ)
     return ImageWatch(settings, merged.values, environ, publisher, ledger, threads, clock)
+
+
+def _trace_starts(stack: contextlib.AsyncExitStack, settings: Settings, node: Node) -> None:
+    """Raises ConfigError."""
+    try:
+        from caa.traces import Traces
+    except ImportError as error:
+        text = f"{settings.traces_endpoint!r} needs the extra: pip install 'peerpod-cloud-adaptor[tracing]' ({error})"
+        raise ConfigError([Problem("CAA_TRACES_ENDPOINT", text)]) from error
+    scope = node.scope
+    traces = Traces(settings.traces_endpoint, provider=node.cloud.name, cluster=scope.cluster, node=scope.node)
+    node.watchers.append(traces.on_event)
+    stack.push_async_callback(traces.close)
 
 
 async def _with_image(

@@ -212,6 +212,13 @@ class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
         description="Prices for an hour, YAML or JSON, of instance types such as m6a.large, or m6a.large@spot: of what "
         "is large enough for a pod the cheapest is chosen. Without it the one with the least memory.",
     )
+    traces_endpoint: str = Field(
+        "",
+        alias="CAA_TRACES_ENDPOINT",
+        pattern=r"^(https?://[^/@\s]+/\S*)?$",
+        description="Where a trace of each start is sent, by OTLP over HTTP, such as http://collector:4318/v1/traces; "
+        "nowhere if not set. Needs the extra tracing. OTEL_EXPORTER_OTLP_HEADERS is honoured.",
+    )
 
     @property
     def api_tls(self) -> bool:

@@ -109,7 +109,14 @@ class Starting:
         if sandbox.state is SandboxState.STARTING:
             return sandbox  # continued after a restart
         starting = dataclasses.replace(sandbox, state=SandboxState.STARTING, changed_at=node.clock.now())
-        event = node.event(sandbox_id, "StartRequested", "an instance is to be launched", state="starting")
+        event = node.event(
+            sandbox_id,
+            "StartRequested",
+            "an instance is to be launched",
+            state="starting",
+            pod_namespace=sandbox.pod_namespace,
+            pod_name=sandbox.pod_name,
+        )
         try:
             return await node.db(node.ledger.start_sandbox, starting, limit=node.limit, event=event)
         except LimitReachedError as error:

@@ -50,12 +50,15 @@ def test_a_service_loads_its_own_clouds_sdk_only_and_stays_small(
     # Python then writes each module it loads to standard error, which is the service's log.
     keys = environ(request) | {"PYTHONPROFILEIMPORTTIME": "1"}
     with service_directory() as directory, running_service(directory, keys) as service:
-        loaded = {found.partition(".")[0] for found in _IMPORT.findall(service.log_file.read_text())}
+        modules = set(_IMPORT.findall(service.log_file.read_text()))
         assert service.process is not None
         resident = resident_mib(service.process.pid)
+    loaded = {module.partition(".")[0] for module in modules}
     assert loaded & SDKS[name]
     others = set().union(*(modules for cloud, modules in SDKS.items() if cloud != name))
     assert not loaded & others
+    assert not loaded & {"lightkube", "kopf"}
+    assert not modules & {"opentelemetry.sdk", "opentelemetry.exporter"}  # FastAPI loads a part of the API itself
     assert resident <= MOST_MIB[name], f"{resident:.1f} MiB"
     print(f"{name}: {resident:.1f} MiB")
 
