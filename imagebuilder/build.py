@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from imagebuilder.disk import assemble, build_uki, kernel_command_line
+from imagebuilder.disk import assemble, build_uki, kernel_command_line, uki_sections
 from imagebuilder.errors import ImageError
 from imagebuilder.formats import check_space
 from imagebuilder.initrd import build_initrd
+from imagebuilder.pcr import expected_pcr11
 from imagebuilder.platforms import platform_of
 from imagebuilder.recipe import Recipe, read_inputs
 from imagebuilder.rootfs import build_rootfs
@@ -27,10 +29,11 @@ _TOOLS = (
 )
 
 
-def build_raw(out: Path, work: Path, recipe: Recipe, arch: str, progress: Progress) -> None:
+def build_raw(out: Path, work: Path, recipe: Recipe, arch: str, progress: Progress) -> Mapping[str, str]:
     """Write the raw disk `out`, with all that is needed on the way in `work`. Needs root. Raises ImageError.
 
-    Equal inputs and equal packages give an equal disk, byte for byte.
+    Returns those measurements, of the kind that `Disk` has, that cannot be taken from the disk alone. Equal inputs and
+    equal packages give an equal disk, byte for byte.
     """
     platform = platform_of(arch)
     check_tools([*_TOOLS, platform.objcopy, *(["veritysetup"] if recipe.verity else [])])
@@ -43,9 +46,11 @@ def build_raw(out: Path, work: Path, recipe: Recipe, arch: str, progress: Progre
     initrd = work / "initrd.img"
     build_initrd(root.path, root.kernel.release, work, initrd, inputs)
     image = build_root_image(root.path, inputs, work, progress)
-    shutil.rmtree(root.path)
     tell(progress, "kernel image")
-    command_line = kernel_command_line(inputs, image.verity)
-    build_uki(root.kernel, initrd, command_line, inputs, work / "uki.efi")
+    sections = uki_sections(root.kernel, initrd, kernel_command_line(inputs, image.verity), work)
+    build_uki(root.kernel, sections, inputs, work / "uki.efi")
+    measured = {"tpm-pcr-11": expected_pcr11(root.path, sections)}
+    shutil.rmtree(root.path)
     tell(progress, "disk")
     assemble(image, work / "uki.efi", inputs, out)
+    return measured

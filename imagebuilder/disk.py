@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from imagebuilder.files import copy_sparse
@@ -51,12 +52,15 @@ def root_label(image_id: uuid.UUID) -> str:
     return f"podvm-{image_id.hex[:16]}"
 
 
-def build_uki(kernel: Kernel, initrd: Path, command_line: str, inputs: Inputs, out: Path) -> None:
-    """One EFI program of kernel, initrd and command line, as systemd's stub expects its sections."""
-    work = out.parent
+def uki_sections(kernel: Kernel, initrd: Path, command_line: str, work: Path) -> dict[str, Path]:
+    """The files of a unified kernel image, by the names that systemd has for them."""
     (work / "cmdline").write_text(command_line)
     (work / "osrel").write_text("ID=podvm\nNAME=podvm\nPRETTY_NAME=podvm\n")
-    sections = {".osrel": work / "osrel", ".cmdline": work / "cmdline", ".initrd": initrd, ".linux": kernel.vmlinuz}
+    return {"osrel": work / "osrel", "cmdline": work / "cmdline", "initrd": initrd, "linux": kernel.vmlinuz}
+
+
+def build_uki(kernel: Kernel, sections: Mapping[str, Path], inputs: Inputs, out: Path) -> None:
+    """One EFI program of these sections, as systemd's stub expects them."""
     program = read_program(kernel.stub.read_bytes())
     if program is None:
         raise BuildError(f"{kernel.stub.name} of the package systemd-boot-efi is not an EFI program")
@@ -64,7 +68,8 @@ def build_uki(kernel: Kernel, initrd: Path, command_line: str, inputs: Inputs, o
     arguments: list[str | Path] = []
     for name, path in sections.items():  # the kernel last: it may unpack itself in place
         address = -(-address // alignment) * alignment
-        arguments += ["--add-section", f"{name}={path}", "--change-section-vma", f"{name}={program.base + address:#x}"]
+        arguments += ["--add-section", f".{name}={path}"]
+        arguments += ["--change-section-vma", f".{name}={program.base + address:#x}"]
         address += path.stat().st_size
     run([PLATFORMS[inputs.arch].objcopy, *arguments, kernel.stub, out])
     out.write_bytes(settle(out.read_bytes(), inputs.source_date_epoch))  # objcopy notes when it ran

@@ -20,7 +20,8 @@ class Disk:
     """A whole, bootable disk. `path` is raw and sparse, `size` its bytes, holes included, `arch` amd64, arm64 or s390x.
 
     `digest` is the sha256 of the content in hex. `measurements` are what a verifier of confidential guests compares,
-    each sha256 in hex: `disk`; `uki` (the unified kernel image as a file) and `verity-root-hash` where there is one.
+    each sha256 in hex: `disk`; `uki` (the unified kernel image as a file) and `verity-root-hash` where there is one;
+    `tpm-pcr-11`, what that register of a TPM holds when the kernel starts, where the disk was built here.
     """
 
     path: Path

@@ -109,12 +109,12 @@ def obtain(
         raise ImageError("InvalidSource", f"architecture {arch!r} is not allowed: {', '.join(ARCHES)}")
     parsed = parse(source)
     with working(workdir) as work:
-        raw = work / "disk.raw"
+        raw, measured = work / "disk.raw", dict[str, str]()
         match parsed.kind:
             case "build":
                 if recipe is None:
                     raise ImageError("InvalidSource", f"an image source is required: {_FORMS}")
-                build_raw(raw, work, recipe, arch, progress)
+                measured.update(build_raw(raw, work, recipe, arch, progress))
             case kind:
                 fetched = _fetch(parsed, work, arch=arch, auth_file=auth_file, progress=progress)
                 unpacked = unpack(fetched, parsed.name, work / "unpacked")
@@ -125,7 +125,7 @@ def obtain(
         disk = read_disk(raw, parsed.name, demands, progress)
         target = workdir / "disk.raw"
         raw.replace(target)
-    return Disk(target, disk.size, disk.arch, disk.digest, disk.measurements)
+    return Disk(target, disk.size, disk.arch, disk.digest, {**disk.measurements, **measured})
 
 
 def _fetch(source: Source, work: Path, *, arch: str, auth_file: Path | None, progress: Progress) -> Path:

@@ -67,6 +67,7 @@ def test_an_image_is_made_of_a_disk_as_a_pod_vm_needs_it(lab: ImageLab, account:
     tags = {tag["Key"]: tag["Value"] for tag in image["Tags"]}
     assert (tags["peerpods.caa/cluster"], tags["peerpods.caa/image"]) == ("prod", said["digest"])
     assert image["BlockDeviceMappings"][0]["Ebs"]["DeleteOnTermination"]
+    assert lab.json("status")["image"]["measurements"] == said["measurements"] == {"disk": said["digest"]}
 
 
 def test_a_second_ensure_makes_nothing(lab: ImageLab, account: Account) -> None:

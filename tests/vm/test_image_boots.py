@@ -27,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from caa.ttrpc.frames import HEADER, REQUEST, Request, Response, frame
 from caa.ttrpc.protobuf import LEN, write_field
 from tests.vm.imagefile import ImageFile, image_file
+from tests.vm.tpm import registers, tpm
 
 pycdlib = pytest.importorskip("pycdlib")
 
@@ -224,7 +225,7 @@ def firmware(controller: str = "virtio-blk-pci") -> list[str]:
 
 def test_the_image_is_small_and_tells_what_it_measures(image: ImageFile) -> None:
     assert image.facts["bytes_used"] <= 350 * 10**6
-    assert image.facts["measurements"].keys() == {"disk", "uki"}
+    assert image.facts["measurements"].keys() == {"disk", "uki", "tpm-pcr-11"}
     print(f"{image.facts['bytes_used'] >> 20} MiB used")
 
 
@@ -255,8 +256,12 @@ def test_the_image_boots_from_firmware_without_a_variable_store(image: ImageFile
         check_agent(vm, TARGET["firmware"])
 
 
-def test_the_image_boots_from_firmware_with_a_variable_store(image: ImageFile, tmp_path: Path) -> None:
+def test_the_image_boots_from_firmware_with_a_variable_store_and_a_tpm_that_has_what_was_printed(
+    image: ImageFile, tmp_path: Path
+) -> None:
     variables = shutil.copy(VARIABLES, tmp_path / "vars.fd")
     store = ["-drive", f"if=pflash,unit=1,format=raw,file={variables}"]
-    with booted(tmp_path, *firmware(), *store, disk=image.path) as vm:
-        check_agent(vm, TARGET["firmware"])
+    with tpm(tmp_path / "tpm") as (device, log):
+        with booted(tmp_path, *firmware(), *store, *device, disk=image.path) as vm:
+            check_agent(vm, TARGET["firmware"])
+        assert registers(log)[11] == image.facts["measurements"]["tpm-pcr-11"]
