@@ -6,6 +6,7 @@ Their rights are in docker/kubernetes/controller/rbac.yaml, each with its reason
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import datetime
@@ -13,7 +14,6 @@ from typing import Any
 
 import httpx2
 from lightkube import AsyncClient
-from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 from lightkube.generic_resource import (
     GenericGlobalResource,
     GenericNamespacedResource,
@@ -25,17 +25,15 @@ from lightkube.types import PatchType
 from caa.controller.kataconfig import GROUP, PLURAL, VERSION, KataConfig
 from caa.controller.nodes import LABEL
 from caa.controller.reading import COMPONENT, MANAGER
-from caa.kubernetes.answers import PASSING, AwayError, RefusedError
+from caa.kubernetes.answers import ABSENT, CONFLICT, AwayError, connected, fine, translated
 from caa.kubernetes.api import PeerPod
 from caa.kubernetes.objects import NODE_LABEL, node_label
-from providers.base import ConfigError, Problem
 
 Body = dict[str, Any]
 # A list of a large cluster takes a while; what takes longer is broken.
 TIMEOUT_SECONDS = 30.0
 # All pods of a cluster are listed in pages of this size, kubectl's own.
 PAGE = 500
-CONFLICT, GONE = 409, 404
 # Events of objects without a namespace are in this one.
 EVENTS_NAMESPACE = "default"
 
@@ -80,11 +78,11 @@ class ControllerApi:
 
     def __init__(self, namespace: str | None) -> None:
         """`namespace` is the controller's; None takes the service account's. Raises ConfigError."""
-        try:
-            # Its overloads know no objects that are plain JSON.
-            self._client: Any = AsyncClient(namespace=namespace, timeout=httpx2.Timeout(TIMEOUT_SECONDS))
-        except (LightkubeConfigError, OSError) as error:
-            raise ConfigError([Problem("", f"where the API server is cannot be told: {error}")]) from error
+
+        def make(**_: object) -> Any:  # its overloads know no objects that are plain JSON
+            return AsyncClient(namespace=namespace, timeout=httpx2.Timeout(TIMEOUT_SECONDS))
+
+        self._client = connected(make, "KUBECONFIG", os.environ.get("KUBECONFIG", ""))
         self.namespace: str = self._client.namespace
 
     async def close(self) -> None:
@@ -247,16 +245,10 @@ def _plain(one: Any) -> Body:
 @contextlib.contextmanager
 def errors(*, absent_is_fine: bool = False) -> Iterator[None]:
     """What a call may raise, as this package knows it."""
-    try:
-        yield
-    except httpx2.HTTPStatusError as error:
-        code = error.response.status_code
-        if code == GONE and absent_is_fine:
-            return
-        if code == CONFLICT:
-            raise ConflictError(str(error)) from error
-        if code in PASSING:
-            raise AwayError(f"the API server answered {code}: {error}") from error
-        raise RefusedError(code, str(error)) from error
-    except (httpx2.TransportError, OSError) as error:
-        raise AwayError(f"the API server cannot be reached: {type(error).__name__}: {error}") from error
+    with translated(), fine(ABSENT) if absent_is_fine else contextlib.nullcontext():
+        try:
+            yield
+        except httpx2.HTTPStatusError as error:
+            if error.response is not None and error.response.status_code == CONFLICT:
+                raise ConflictError(str(error)) from error
+            raise

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from caa.clock import Clock, SystemClock
-from caa.controller.api import GONE, ControllerApi
+from caa.controller.api import ControllerApi
 from caa.controller.cloudconfig import cloud
 from caa.controller.leader import Leader
 from caa.controller.objects import daemon_sets
 from caa.controller.rounds import Images, NoImages, Rounds
 from caa.controller.sweeping import Sweeper
 from caa.controller.watches import watch
-from caa.kubernetes.answers import AwayError, RefusedError
+from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ async def _defined(api: ControllerApi, clock: Clock) -> None:
             await api.kata_configs()
             return
         except RefusedError as error:
-            if error.status != GONE:
+            if error.status != ABSENT:
                 raise
             if not told:
                 log.warning("there is no definition of KataConfig; waiting for docker/kubernetes/controller")

@@ -110,7 +110,7 @@ class Rounds:
                 pause = FIRST_WAIT
             except AwayError as error:
                 log.warning("nothing is done now: %s", error)
-                pause, wait = wait, min(wait * 2, LONGEST_WAIT)
+                pause, wait = max(wait, error.wait), min(wait * 2, LONGEST_WAIT)
                 self._news.clear()
             except RefusedError as error:
                 self._complain(f"the API server refuses to be asked: {error}")

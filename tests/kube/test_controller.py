@@ -152,6 +152,19 @@ def test_broken_watches_lost_history_conflicts_and_an_outage_lose_nothing(cluste
     assert cluster.progress() == ("False", "")
 
 
+def test_an_outage_that_costs_the_lead_loses_nothing_else(cluster: Cluster) -> None:
+    cluster.add()
+    controller = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
+    cluster.kube.do("set_down", down=True)
+    eventually(controller.log, lambda text: "leads no more" in text)
+    cluster.add_node("w2")
+    cluster.kube.do("set_down", down=False)
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["readyNodeCount"] == 3, controller)
+    eventually(lambda: cluster.kube.do("watching", resource="nodes"), lambda seen: seen == 1)
+    assert controller.stop() == 0
+
+
 def test_a_second_kata_config_is_told_that_it_is_ignored(cluster: Cluster) -> None:
     cluster.add()
     cluster.controller()
