@@ -16,9 +16,10 @@ from typing import Any
 from caa.clock import Clock, SystemClock
 from caa.controller.api import ControllerApi
 from caa.controller.cloudconfig import cloud
+from caa.controller.images import LedgerImages
 from caa.controller.leader import Leader
 from caa.controller.objects import daemon_sets
-from caa.controller.rounds import Images, NoImages, Rounds
+from caa.controller.rounds import Rounds
 from caa.controller.sweeping import Sweeper
 from caa.controller.watches import watch
 from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
@@ -38,7 +39,7 @@ async def run(namespace: str | None, image: str, manifests: Path, grace: timedel
     async with _api(namespace) as api:
         wanted = daemon_sets(manifests, api.namespace, image)
         leader = Leader(api, LEASE, f"{socket.gethostname()}-{uuid.uuid4()}", clock)
-        leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, NoImages(), grace, clock, leader)))
+        leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, grace, clock, leader)))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, leading.cancel)
         with contextlib.suppress(asyncio.CancelledError):
@@ -57,14 +58,15 @@ async def _api(namespace: str | None) -> AsyncIterator[ControllerApi]:
 async def _work(
     api: ControllerApi,
     wanted: dict[str, dict[str, Any]],
-    images: Images,
     grace: timedelta,
     clock: Clock,
     leader: Leader,
 ) -> None:
     """What the leader does, for ever."""
     await _defined(api, clock)
+    images = LedgerImages(api)
     rounds = Rounds(api, wanted, images, clock, lambda: leader.leads)
+    images.wake = rounds.wake
     sweeper = Sweeper(api, cloud, clock, lambda: leader.leads, grace)
     parts = (watch(api.namespace, rounds.wake), rounds.run(), sweeper.run())
     tasks = [asyncio.ensure_future(part) for part in parts]
@@ -76,6 +78,7 @@ async def _work(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        images.close()
 
 
 async def _defined(api: ControllerApi, clock: Clock) -> None:

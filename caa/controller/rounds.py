@@ -38,6 +38,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 # Reasons that somebody has to do something about.
 _WARNINGS = frozenset(
     {
+        "ConfigIncomplete",
         "Failed",
         "BlockedByExistingKataPods",
         "DuplicateKataConfig",
@@ -48,7 +49,9 @@ _WARNINGS = frozenset(
 
 
 class Images(Protocol):
-    """The pod VM image of the cluster."""
+    """The pod VM image of the cluster. `trouble` is why the last deletion did not come to its end, "" if it did."""
+
+    trouble: str
 
     async def look(self) -> Image:
         """How it is. Never raises."""
@@ -57,17 +60,6 @@ class Images(Protocol):
     def delete(self) -> None:
         """Begin to delete all that were built, unless that is under way."""
         ...
-
-
-class NoImages:
-    """Where the controller has no ledger."""
-
-    async def look(self) -> Image:
-        """Nothing is known."""
-        return Image()
-
-    def delete(self) -> None:
-        """Nothing to do."""
 
 
 class Rounds:
@@ -143,7 +135,7 @@ class Rounds:
         before, self._trouble = self._trouble, self._troubles[-1] if self._troubles else ""
         if before != self._trouble:
             self.wake()  # the status has to tell it
-        held = asked or self._trouble or world.image.build in (Build.RUNNING, Build.UNKNOWN)
+        held = asked or world.trouble or world.image.build in (Build.RUNNING, Build.UNKNOWN)
         return HELD_SECONDS if held else IDLE_SECONDS
 
     # Looking
@@ -168,7 +160,7 @@ class Rounds:
             rolling=any(rolling(one) for one in ours.values()),
             classes=tuple(read_class(one) for one in classes),
             image=await self._images.look(),
-            trouble=self._trouble,
+            trouble=self._trouble or self._images.trouble,
         )
 
     # Acting

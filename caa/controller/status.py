@@ -53,6 +53,8 @@ def of_image(image: Image) -> Condition | None:
             return Condition("True", "PodVMImageJobFailed", f"Failed to create Pod VM Image: it {image.told}")
         case Build.UNKNOWN:
             return Condition("Unknown", "PodVMImageJobStatusUnknown", f"Pod VM Image: {image.told}")
+        case Build.INCOMPLETE:
+            return Condition("True", "ConfigIncomplete", image.told)
     return None
 
 

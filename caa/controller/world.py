@@ -23,11 +23,13 @@ class Build(enum.StrEnum):
     FAILED = "failed"
     UNKNOWN = "unknown"
     """The ledger does not answer."""
+    INCOMPLETE = "incomplete"
+    """The configuration cannot work, so nobody builds one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The pod VM image of this cluster; `told` is how far it is, or why it failed. `ours`: there is one to delete."""
+    """The pod VM image of this cluster; `told` is how far it is, or what is wrong. `ours`: there is one to delete."""
 
     build: Build = Build.NONE
     told: str = ""

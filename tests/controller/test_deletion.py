@@ -154,6 +154,17 @@ def test_while_the_ledger_does_not_answer_nobody_says_that_no_image_is_left() ->
     assert uninstalled(model)
 
 
+def test_a_configuration_that_cannot_work_is_told_by_its_key_and_does_not_keep_a_deletion() -> None:
+    model = Model(1).install()
+    model.image = Image(Build.INCOMPLETE, "AWS_SUBNET_ID: is required")
+    model.round()
+    assert model.progress() == ("True", "ConfigIncomplete")
+    assert model.message() == "AWS_SUBNET_ID: is required"
+    model.delete()
+    finish(model)
+    assert uninstalled(model)
+
+
 def test_a_running_peer_pod_keeps_a_deletion_and_is_named() -> None:
     model = Model(2).install()
     model.run_pod("web", "w0")

@@ -41,6 +41,10 @@ SWEEPING: set[Right] = {
 }
 
 
+# What is called only when an image that was built is deleted.
+DELETING: set[Right] = {("get", "", "configmaps"), ("patch", "", "configmaps")}
+
+
 def rules() -> list[dict[str, Any]]:
     """Of the shipped roles, for the stand-in."""
     return [rule for one in manifests() if one["kind"] in ("Role", "ClusterRole") for rule in one["rules"]]
@@ -195,7 +199,11 @@ class Cluster:
             self.settle()
             return wanted()
 
-        eventually(look, bool)
+        try:
+            eventually(look, bool)
+        except AssertionError as error:
+            logs = "\n".join(one.log() for one in controllers)
+            raise AssertionError(f"{error}\n{self.config().get('status')}\n{logs}") from error
 
     def install(self) -> None:
         self.until(lambda: self.progress() == ("False", ""))
