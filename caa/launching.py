@@ -119,8 +119,9 @@ class Launching:
         """Commit the attempt. Only then may the cloud be asked."""
         node, sandbox = self._node, self._sandbox
         name = instance_name(sandbox.pod_name, sandbox.id, number)
-        user_data, left_out = pod_user_data(node, sandbox, name, sandbox.pod_network)
-        for sentence in left_out:
+        auths, without = await node.pull_secrets.of_pod(sandbox)
+        user_data, left_out = pod_user_data(node, sandbox, name, sandbox.pod_network, auths)
+        for sentence in (*without, *left_out):
             await node.record(sandbox.id, "LeftOut", sentence, attempt=number)
         attempt = Attempt(
             sandbox_id=sandbox.id,

@@ -15,7 +15,7 @@ from caa.clock import Clock
 from caa.cloud import Cloud
 from caa.errors import CallError
 from caa.guestconfig import TlsProfile
-from caa.kubernetes.port import NoReports, PodReports
+from caa.kubernetes.port import NoPullSecrets, NoReports, PodReports, PullSecrets
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
 from caa.logs import about
@@ -71,6 +71,8 @@ class Node:
     """Why no sandbox can start for want of a pod VM image, if that is so."""
     reports: PodReports = field(default_factory=NoReports)
     """Who tells the owners of pods what is recorded here."""
+    pull_secrets: PullSecrets = field(default_factory=NoPullSecrets)
+    """Who knows what pods pull their images with."""
     watchers: list[Callable[[Event], None]] = field(default_factory=list)
     """Told of every event once it is on disk: metrics and traces. They must not raise."""
 

@@ -39,6 +39,7 @@ from caa.ending import Ending
 from caa.guestconfig import TlsProfile
 from caa.imagewatch import ImageWatch
 from caa.knownkeys import Suspect, suspects
+from caa.kubernetes.port import NoPullSecrets, PullSecrets
 from caa.ledger import Ledger, LedgerError, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
 from caa.lifecycle import Lifecycle
@@ -64,6 +65,7 @@ from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
 
 if TYPE_CHECKING:
+    from caa.kubernetes.api import KubernetesApi
     from caa.kubernetes.configobjects import ConfigObjects
     from caa.kubernetes.reports import KubernetesReports
 
@@ -142,11 +144,12 @@ async def _serve(
         tunnels = Tunnels(ledger, ledger_threads, cloud.scope, clock, settings.tunnel_settings, metadata)
         stack.push_async_callback(tunnels.close)
         node = _node(current, clock, ledger, ledger_threads, cloud, tunnels, prices, images)
-        reports = _reports(node, objects) if settings.kubernetes else None
-        if reports is not None:
+        api = _kubernetes() if settings.kubernetes else None
+        reports = _reports(api, node, objects) if api is not None else None
+        if api is not None and reports is not None:
+            stack.push_async_callback(api.close)
             images.watcher = reports.image_seen
-            stack.push_async_callback(reports.close)
-            node = dataclasses.replace(node, reports=reports)
+            node = dataclasses.replace(node, reports=reports, pull_secrets=_pull_secrets(api, settings))
         ending = Ending(node)
         stack.push_async_callback(ending.close)
 
@@ -316,16 +319,22 @@ def _node(
     )
 
 
-def _reports(node: Node, objects: ConfigObjects | None) -> KubernetesReports:
-    """What tells Kubernetes. Raises ConfigError."""
+def _kubernetes() -> KubernetesApi:
+    """The API server. Raises ConfigError."""
     try:
         from caa.kubernetes.api import KubernetesApi
-        from caa.kubernetes.reports import KubernetesReports
     except ImportError as error:
         text = f"'true' is not allowed: {error.name} is not installed, which the extra `kubernetes` brings"
         raise ConfigError([Problem("CAA_KUBERNETES", text)]) from error
+    return KubernetesApi()
+
+
+def _reports(api: KubernetesApi, node: Node, objects: ConfigObjects | None) -> KubernetesReports:
+    """What tells Kubernetes."""
+    from caa.kubernetes.reports import KubernetesReports
+
     return KubernetesReports(
-        KubernetesApi(),
+        api,
         node.ledger,
         node.ledger_threads,
         node.scope,
@@ -334,6 +343,14 @@ def _reports(node: Node, objects: ConfigObjects | None) -> KubernetesReports:
         node.clock,
         objects.reference if objects else None,
     )
+
+
+def _pull_secrets(api: KubernetesApi, settings: Settings) -> PullSecrets:
+    if not settings.pull_secrets:
+        return NoPullSecrets()
+    from caa.kubernetes.pullsecrets import KubernetesPullSecrets
+
+    return KubernetesPullSecrets(api)
 
 
 @contextlib.asynccontextmanager

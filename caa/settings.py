@@ -300,6 +300,8 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
     yield from _initdata_problems(settings.initdata)
     if settings.config_namespace and not settings.kubernetes:
         yield Problem("CAA_KUBERNETES", "is required to be true when CAA_CONFIG_NAMESPACE is set.")
+    if settings.pull_secrets and not settings.kubernetes:
+        yield Problem("CAA_KUBERNETES", "is required to be true when CAA_PULL_SECRETS is.")
     own = {
         "CACERT_FILE": settings.ca_cert_file,
         "CERT_FILE": settings.cert_file,

@@ -1,20 +1,23 @@
 """The few calls this service makes to the API server. Each is here, and nothing else is asked for.
 
 Rights (RBAC): `get` pods; `create` events; `create`, `list`, `patch`, `delete` peerpods.confidentialcontainers.org;
-`get` nodes, `patch` nodes/status.
+`get` nodes, `patch` nodes/status. With CAA_PULL_SECRETS also: `get` serviceaccounts and secrets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from lightkube import AsyncClient
 from lightkube.generic_resource import create_namespaced_resource
-from lightkube.resources.core_v1 import Event, Node, NodeStatus, Pod
+from lightkube.models.core_v1 import LocalObjectReference
+from lightkube.resources.core_v1 import Event, Node, NodeStatus, Pod, Secret, ServiceAccount
 from lightkube.types import PatchType
 
 from caa.kubernetes.answers import ABSENT, CONFLICT, connected, fine, translated
 from caa.kubernetes.objects import NODE_LABEL, RESOURCE, SANDBOX_ANNOTATION
+from caa.kubernetes.registryauths import PullSecret
 
 PeerPod: Any = create_namespaced_resource("confidentialcontainers.org", "v1alpha1", "PeerPod", "peerpods")
 
@@ -31,11 +34,30 @@ class KubernetesApi:
         await self._client.aclose()
 
     async def pod(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """The Pod's metadata; None when there is none."""
+        """As much of the Pod as is of use here; None when there is none."""
         with translated(), fine(ABSENT):
-            metadata = (await self._client.get(Pod, name, namespace=namespace)).metadata
+            pod = await self._client.get(Pod, name, namespace=namespace)
+            metadata, spec = pod.metadata, pod.spec
             assert metadata is not None
-            return {"uid": metadata.uid, "created": metadata.creationTimestamp}
+            return {
+                "uid": metadata.uid,
+                "created": metadata.creationTimestamp,
+                "account": (spec.serviceAccountName if spec else None) or "default",
+                "pull_secrets": _names(spec.imagePullSecrets if spec else None),
+            }
+        return None
+
+    async def pull_secrets_of_account(self, namespace: str, name: str) -> list[str]:
+        """The names that a service account adds to those of its Pods; none when there is no such account."""
+        with translated(), fine(ABSENT):
+            return _names((await self._client.get(ServiceAccount, name, namespace=namespace)).imagePullSecrets)
+        return []
+
+    async def pull_secret(self, namespace: str, name: str) -> PullSecret | None:
+        """A Secret; None when there is none."""
+        with translated(), fine(ABSENT):
+            found = await self._client.get(Secret, name, namespace=namespace)
+            return PullSecret(name, str(found.type), found.data or {})
         return None
 
     async def create_event(self, event: dict[str, Any]) -> None:
@@ -90,3 +112,7 @@ class KubernetesApi:
 
     async def _patch(self, namespace: str, name: str, patch: dict[str, Any]) -> None:
         await self._client.patch(PeerPod, name, patch, namespace=namespace, patch_type=PatchType.MERGE)
+
+
+def _names(references: Iterable[LocalObjectReference] | None) -> list[str]:
+    return [str(one.name) for one in references or () if one.name]

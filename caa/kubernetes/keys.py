@@ -30,3 +30,10 @@ class KubernetesKeys(Keys):
         "until it answers; what is refused is told by an event of the ConfigMap, and the id of an image that was built "
         "here is written into it. Of the environment only; needs CAA_KUBERNETES.",
     )
+    pull_secrets: Flag = Field(
+        False,
+        alias="CAA_PULL_SECRETS",
+        description="Whether a pod VM is sent the image pull secrets of its pod and of that pod's service account, as "
+        "/run/peerpod/auth.json of the user data, for images that are pulled inside. Needs CAA_KUBERNETES, and the "
+        "role caa-node-pull-secrets.",
+    )

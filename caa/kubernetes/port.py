@@ -1,7 +1,8 @@
-"""The one way from the use cases to an orchestrator. Without one nothing happens."""
+"""The ways from the use cases to an orchestrator. Without one nothing happens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from caa.sandbox import Sandbox
@@ -27,3 +28,19 @@ class NoReports:
 
     async def before_launch(self, sandbox: Sandbox) -> None:
         """Nothing."""
+
+
+class PullSecrets(Protocol):
+    """Who knows the image pull secrets of pods. Never raises, and holds nobody up for long."""
+
+    async def of_pod(self, sandbox: Sandbox) -> tuple[Mapping[str, str], list[str]]:
+        """Registry -> base64 of "user:password", for that pod alone; and what was left out, a sentence each."""
+        ...
+
+
+class NoPullSecrets:
+    """Where pod VMs are sent none."""
+
+    async def of_pod(self, sandbox: Sandbox) -> tuple[Mapping[str, str], list[str]]:
+        """None."""
+        return {}, []

@@ -22,6 +22,7 @@ from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.nodeevents import KINDS, NodeEvent, image_event, node_events
 from caa.kubernetes.objects import RESOURCE, event, node_event, node_label, peer_pod, peer_pod_name, reference
 from caa.kubernetes.podevents import pod_events
+from caa.kubernetes.whichpod import is_that_pod
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
 from caa.podvmimage import PodVmImage
@@ -42,8 +43,6 @@ EVENT_LIFE = timedelta(hours=1)
 # Of the pod VM image and of the configuration, told at once or kept for an API server that is away: more than a build
 # has, and no load on memory.
 IMAGE_EVENTS = 50
-# A Pod of that name made later than the sandbox is another Pod. Clocks of node and API server may differ by this.
-CLOCK_SKEW = timedelta(minutes=1)
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ class KubernetesReports:
                 await self._write_peer_pod(sandbox, "")
         except (AwayError, TimeoutError) as error:
             self._away = True  # until the other loop, which has news in a moment, finds otherwise
-            log.warning("the PeerPod of sandbox %s is written later: %s", sandbox.id, error or "no answer in time")
+            log.warning("the PeerPod of sandbox %s is written later: %s", sandbox.id, str(error) or "no answer in time")
         except RefusedError as error:
             self._complain("PeerPod objects", error)
         except Exception:  # a defect here must not keep a pod from starting
@@ -132,10 +131,6 @@ class KubernetesReports:
     async def run(self) -> None:
         """Tell what is new, and keep the node's resource, for ever."""
         await asyncio.gather(self._run_reports(), self._run_node())
-
-    async def close(self) -> None:
-        """Leave what is not told yet to the next process."""
-        await self._api.close()
 
     async def _run_reports(self) -> None:
         wait = FIRST_WAIT
@@ -292,7 +287,7 @@ class KubernetesReports:
             except RefusedError as error:
                 self._complain("Pods", error)
                 return ""
-            if pod is None or (pod["created"] and pod["created"] > sandbox.created_at + CLOCK_SKEW):
+            if pod is None or not is_that_pod(pod, sandbox):
                 told.pod_gone = True
             else:
                 told.pod_uid = str(pod["uid"])

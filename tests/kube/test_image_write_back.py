@@ -15,7 +15,8 @@ from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.imagelab import make_disk
 from tests.clouds.test_service_image import unready_service
 from tests.kube.apiserver import KubeApiServer, eventually
-from tests.kube.test_manifests import of_kind, rights
+from tests.kube.test_manifests import CONFIG as ROLE
+from tests.kube.test_manifests import NODE, rights, rules
 from tests.kube.test_watched_configuration import CONFIG, SPACE, World
 
 KEY, LATEST = "PODVM_AMI_ID", "LATEST_AMI_ID"
@@ -91,7 +92,7 @@ def test_a_built_image_is_told_quarter_by_quarter_and_named_in_the_config_map_th
     kube.do("forget_calls")
     proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=1.0, times=None)  # so that there is something to tell
     # With these rights and no others, as the objects they name.
-    kube.do("allow_only", rules=[*of_kind("ClusterRole")["rules"], *of_kind("Role")["rules"]])
+    kube.do("allow_only", rules=rules(NODE, ROLE))
     with unready_service(account, proxy, make_disk(tmp_path / "disk.raw"), **world.keys()) as service:
         service.wait_ready()
         image, latest = eventually(lambda: images(kube), lambda seen: bool(seen[0]))
@@ -106,4 +107,4 @@ def test_a_built_image_is_told_quarter_by_quarter_and_named_in_the_config_map_th
             assert status["refused"] is None
             assert client.get("/v1/image/status").json()["ready"]["image"] == image
     calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
-    assert rights("Role") <= calls <= rights("Role", "ClusterRole")
+    assert rights(ROLE) <= calls <= rights(ROLE, NODE)

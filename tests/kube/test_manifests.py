@@ -30,10 +30,18 @@ def of_kind(kind: str) -> dict[str, Any]:
     return found
 
 
-def rights(*kinds: str) -> set[tuple[str, str]]:
-    """Verb and resource of all that the roles of these kinds allow."""
-    rules = [rule for kind in kinds for rule in of_kind(kind)["rules"]]
-    return {(verb, resource) for rule in rules for verb in rule["verbs"] for resource in rule["resources"]}
+NODE, CONFIG, PULL_SECRETS = "caa-node", "caa-node-config", "caa-node-pull-secrets"
+
+
+def rules(*roles: str) -> list[dict[str, Any]]:
+    """Of the roles of these names."""
+    named = {manifest["metadata"]["name"]: manifest for manifest in manifests() if "rules" in manifest}
+    return [rule for role in roles for rule in named[role]["rules"]]
+
+
+def rights(*roles: str) -> set[tuple[str, str]]:
+    """Verb and resource of all that they allow."""
+    return {(verb, resource) for rule in rules(*roles) for verb in rule["verbs"] for resource in rule["resources"]}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -52,10 +52,8 @@ async def working(directory: Path, limit: Callable[[], int]) -> AsyncIterator[Cl
     """A worker after its first look at the node."""
     url = f"sqlite:///{directory / 'ledger.db'}"
     upgrade(url)
-    ledger, threads, clock = open_ledger(url), LedgerThreads(), Clock()
-    reports = KubernetesReports(
-        KubernetesApi(), ledger, threads, OwnerScope(CLUSTER, NODE), cloud="aws", limit=limit, clock=clock
-    )
+    ledger, threads, clock, api = open_ledger(url), LedgerThreads(), Clock(), KubernetesApi()
+    reports = KubernetesReports(api, ledger, threads, OwnerScope(CLUSTER, NODE), cloud="aws", limit=limit, clock=clock)
     task = asyncio.create_task(reports.run())
     try:
         await clock.first()
@@ -63,7 +61,7 @@ async def working(directory: Path, limit: Callable[[], int]) -> AsyncIterator[Cl
     finally:
         task.cancel()
         await asyncio.wait([task])
-        await reports.close()
+        await api.close()
         await threads.close()
         ledger.close()
 

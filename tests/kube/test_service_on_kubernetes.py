@@ -18,6 +18,7 @@ from tests.clouds.imagelab import make_disk
 from tests.clouds.podworld import NODE, TYPE, alive, launches, service_directory, service_environ
 from tests.clouds.test_service_image import unready_service, wait_until_it_listens
 from tests.kube.apiserver import KubeApiServer, eventually
+from tests.kube.test_manifests import NODE as NODE_ROLE
 from tests.kube.test_manifests import rights
 from tests.lab.service import ServiceProcess, new_id
 
@@ -57,7 +58,7 @@ def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_aske
     assert not alive(account)
     assert kube.capacity(NODE)[RESOURCE] == "7"
     calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
-    assert calls == rights("ClusterRole")
+    assert calls == rights(NODE_ROLE)
 
 
 def test_a_fallback_says_why_and_a_failure_says_what_the_start_was_told(
