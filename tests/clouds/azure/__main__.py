@@ -85,13 +85,11 @@ class Emulator:
             if path.lower().endswith("/instanceview"):
                 return 200, {}, self.group.view(path.rpartition("/")[0])
             return 200, {}, self.group.get(path)
-        begun = {
-            "Azure-AsyncOperation": f"{base}{location}/locations/{LOCATION}/operations/{uuid.uuid4()}?api-version=1",
-            "Retry-After": "10",
-        }
+        operation = f"{base}{location}/locations/{LOCATION}/operations/{uuid.uuid4()}?"
+        begun = {"Azure-AsyncOperation": f"{operation}api-version=1", "Retry-After": "10"}
         if method == "DELETE":
             status = self.group.delete(path)
-            return status, begun if status == 202 else {}, None
+            return status, begun | {"Location": f"{operation}monitor=true&api-version=1"} if status == 202 else {}, None
         if method == "PUT" and match["kind"].lower() == "microsoft.compute/virtualmachines":
             status, vm = self.group.put_vm(path, body)
             return status, begun, vm

@@ -86,12 +86,11 @@ class Group:
             about = {"architecture": arch, "hyperVGeneration": "V2", "osState": "Generalized", "osType": "Linux"}
             features = [{"name": "SecurityType", "value": security}] if security else []
             self._add(path, {"location": LOCATION, "properties": about | {"features": features}})
-            self._add(
-                f"{path}/versions/1.0.0", {"location": LOCATION, "properties": {"provisioningState": "Succeeded"}}
-            )
+            self._add(f"{path}/versions/1.0.0", {"location": LOCATION, "properties": {}})
 
     def _add(self, path: str, body: Resource) -> Resource:
-        made = {"id": path, "name": path.rpartition("/")[2], **body}
+        made = {"id": path, "name": path.rpartition("/")[2], "type": _type(path), **body}
+        made["properties"] = {"provisioningState": "Succeeded", **made["properties"]}
         self.resources[path.lower()] = made
         if kind := _kind(path):
             self.ever[kind] += 1
@@ -222,22 +221,26 @@ class Group:
         self.made.setdefault(name, []).append(vm["properties"]["vmId"])
         self._make_card(card_id, card, vm)
         disk = path_of("Compute", "disks", about["storageProfile"]["osDisk"]["name"])
-        about = {"diskState": "Attached"}
+        about = {"diskState": "Attached", "osType": "Linux", "creationData": {"createOption": "FromImage"}}
         self._add(disk, {"location": LOCATION, "tags": body.get("tags", {}), "managedBy": path, "properties": about})
         return vm
 
     def _make_card(self, card_id: str, card: Resource, vm: Resource) -> None:
-        address: Resource = {"privateIPAddress": self._free.pop(0), "subnet": {"id": SUBNET}}
+        address: Resource = {"privateIPAddress": self._free.pop(0), "subnet": {"id": SUBNET}, "primary": True}
         asked = card["properties"]["ipConfigurations"][0]["properties"].get("publicIPAddressConfiguration")
         if asked:
             public = path_of("Network", "publicIPAddresses", asked["name"])
             shown = address["privateIPAddress"].replace("127.50.", "127.51.")
             about = {"ipAddress": shown, "ipConfiguration": {"id": f"{card_id}/ipConfigurations/primary"}}
+            about["publicIPAllocationMethod"] = asked["properties"]["publicIPAllocationMethod"]
             about |= _option(asked.get("properties", {}))
             self._add(public, {"location": LOCATION, "tags": asked.get("tags", {}), "properties": about})
             address["publicIPAddress"] = {"id": public}
         properties: Resource = {
-            "ipConfigurations": [{"name": "primary", "properties": address}],
+            "ipConfigurations": [
+                {"id": f"{card_id}/ipConfigurations/primary", "name": "primary", "properties": address}
+            ],
+            "primary": True,
             "macAddress": "00-0D-3A-00-00-01",
             "virtualMachine": {"id": vm["id"]},
         }
@@ -365,6 +368,12 @@ class Group:
             if kind in found and user.lower() not in self.resources:
                 found[kind].append(one)
         return found
+
+
+def _type(path: str) -> str:
+    """Namespace and kinds: every other word of what follows "providers"."""
+    namespace, *words = path.rpartition("/providers/")[2].split("/")
+    return "/".join([namespace, *words[::2]])
 
 
 def _kind(path: str) -> str:
