@@ -17,6 +17,7 @@ from caa.podvmimage import PodVmImage
 from caa.settings import Settings
 from imagebuilder.publish import registry
 from imagebuilder.publish.base import Publisher
+from providers.base import ConfigError
 
 
 class SystemTime:
@@ -48,6 +49,21 @@ def publisher(settings: Settings, environ: Mapping[str, str]) -> Iterator[Publis
         yield made
     finally:
         made.close()
+
+
+def lacking(cloud: str, environ: Mapping[str, str]) -> str:
+    """What the configuration lacks to build an image, for people; "" if nothing."""
+    try:
+        made = registry.load(cloud, environ)
+    except ConfigError as error:
+        return str(error)
+    try:
+        made.check()
+    except ConfigError as error:
+        return str(error)
+    finally:
+        made.close()
+    return ""
 
 
 def make(

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from caa.clock import Clock
 from caa.errors import CallError, NotFoundError, UnavailableError
-from caa.imagesetup import make
+from caa.imagesetup import lacking, make
 from caa.imaging import ImageInUseError, Imaging
 from caa.ledger import Ledger, LedgerError
 from caa.ledgerthreads import LedgerThreads
@@ -40,7 +40,7 @@ STOP_SECONDS = 5.0
 
 
 class ImageWatch:
-    """The image of this cluster, for one service. `values` is its configuration, `environ` what a builder gets."""
+    """The image of this cluster, for one service. `values` is its configuration, a builder gets it over `environ`."""
 
     def __init__(
         self,
@@ -53,9 +53,13 @@ class ImageWatch:
         clock: Clock,
     ) -> None:
         self._key = publisher.key if publisher else ""
+        self._cloud = settings.cloud_provider
         self._environ = environ
+        self._values = values
         self._publisher = publisher
-        self._imaging: Imaging | None = make(settings, environ, publisher, ledger.images) if publisher else None
+        self._imaging: Imaging | None = None
+        if publisher is not None:
+            self._imaging = make(settings, {**environ, **values}, publisher, ledger.images)
         self._threads = threads
         self._clock = clock
         self._builder: asyncio.subprocess.Process | None = None
@@ -68,6 +72,8 @@ class ImageWatch:
         self._seen: PodVmImage | None = None
         self._ours: set[str] = set()
         self._deleted = False
+        self._lacking = ""
+        self._tend_at = clock.monotonic() + TEND_SECONDS
         self._begun_at = clock.monotonic() - AGAIN_SECONDS
         self._verify_at = clock.monotonic() + VERIFY_SECONDS
         self._announce_wait = ANNOUNCE_SECONDS
@@ -87,6 +93,9 @@ class ImageWatch:
 
     def overlay(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """The configuration with the image that was built here, unless it names one that was not."""
+        if self._lacking and values != self._values:
+            self._tend_at = self._clock.monotonic()
+        self._values = values
         self._configured = values.get(self._key, "").strip()
         self._named = self._names_another(values)
         if self._named or values.get(self._key, "").strip() == self.image_id:
@@ -110,6 +119,8 @@ class ImageWatch:
         if image is None and self._deleted:
             text = "the pod VM image was deleted; `caa image ensure` builds one"
             return UnavailableError(text, reason="ImageMissing")
+        if image is None and self._lacking:
+            return UnavailableError(f"the pod VM image cannot be built: {self._lacking}", reason="ImageNotConfigured")
         if image is None:
             return UnavailableError("the pod VM image is being built", reason="ImageBuilding")
         failed = image.state is ImageState.FAILED
@@ -145,14 +156,13 @@ class ImageWatch:
             return
         if self.needed:
             await self._build()
-        tend_at = self._clock.monotonic() + TEND_SECONDS
         while True:
             try:
                 await self._look(changed)
                 await self._announce()
-                if self._clock.monotonic() >= tend_at:
+                if self._clock.monotonic() >= self._tend_at:
+                    self._tend_at = self._clock.monotonic() + TEND_SECONDS
                     await self._tend()
-                    tend_at = self._clock.monotonic() + TEND_SECONDS
             except (UnavailableError, ProviderError, LedgerError, ImageInUseError) as error:
                 log.warning("the pod VM image cannot be looked after now: %s", error)
             except Exception:  # a defect here must not end the service, nor go unseen
@@ -239,11 +249,16 @@ class ImageWatch:
     async def _build(self) -> None:
         if self._running():
             return
+        environ = {**self._environ, **self._values}
+        self._lacking = await asyncio.to_thread(lacking, self._cloud, environ)
+        if self._lacking:
+            log.warning("the pod VM image cannot be built: %s", self._lacking)
+            return
         log.info("the pod VM image is being built")
         self._begun_at = self._clock.monotonic()
         self._builder = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "caa.cli.main", "image", "ensure"),
-            env=dict(self._environ),
+            env=environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
         )

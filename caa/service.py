@@ -231,8 +231,7 @@ def _images(
     """What has the pod VM image built, where that is possible. Raises ConfigError."""
     cloud = settings.cloud_provider
     publisher = publishers.load(cloud, merged.values) if publishers.supported(cloud) else None
-    environ = merged.over(os.environ)
-    return ImageWatch(settings, merged.values, environ, publisher, ledger, threads, clock)
+    return ImageWatch(settings, merged.values, os.environ, publisher, ledger, threads, clock)
 
 
 def _trace_starts(stack: contextlib.AsyncExitStack, settings: Settings, node: Node) -> None:

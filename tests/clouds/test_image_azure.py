@@ -100,6 +100,17 @@ def test_killed_at_any_step_the_next_builder_goes_on(lab: ImageLab, cloud: Cloud
     assert cloud.resources() == {}
 
 
+def test_deleting_while_it_is_built_ends_the_build_and_leaves_nothing(lab: ImageLab, cloud: Cloud) -> None:
+    rule = cloud.way.add(Fault.DELAY, Phase.BEFORE, method="PUT", url="/blobs/", seconds=1.0, times=None)
+    builder = lab.begin("ensure")
+    while not rule.fired:
+        assert builder.process.is_alive()
+    lab.run("delete")
+    assert builder.wait() == 1
+    assert "asked for the end" in builder.said
+    assert cloud.resources() == {}
+
+
 def test_a_definition_that_cannot_hold_the_image_is_named_and_left_alone(lab: ImageLab, cloud: Cloud) -> None:
     cloud.put("galleries/Ours", {})
     cloud.put("galleries/Ours/images/plain", {"hyperVGeneration": "V1", "architecture": "x64"})

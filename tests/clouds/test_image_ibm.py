@@ -100,6 +100,21 @@ def test_killed_at_any_step_the_next_builder_goes_on(
     assert images(ibm) == []
 
 
+def test_deleting_while_it_is_built_ends_the_build_and_leaves_nothing(
+    lab: ImageLab, ibm: IbmLab, way: FaultProxy
+) -> None:
+    rule = way.add(Fault.DELAY, Phase.BEFORE, method="PUT", url="partNumber", seconds=1.0, times=None)
+    builder = lab.begin("ensure")
+    while not rule.fired:
+        assert builder.process.is_alive()
+    lab.run("delete")
+    assert builder.wait() == 1
+    assert "asked for the end" in builder.said
+    assert images(ibm) == []
+    storage = ibm.emulator.counters()["object_storage"]
+    assert (storage["objects"], storage["uploads"]) == (0, 0)
+
+
 def test_without_a_bucket_the_key_is_named_and_nothing_is_made(lab: ImageLab, ibm: IbmLab) -> None:
     said = lab.run("ensure", code=1, IBMCLOUD_COS_BUCKET="")
     assert "IBMCLOUD_COS_BUCKET: is required" in said

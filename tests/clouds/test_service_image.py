@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
 from tests.clouds.aws.account import Account
@@ -79,6 +80,46 @@ def test_starts_are_put_off_while_the_image_is_built_and_work_without_a_restart_
     assert image["state"] == "ready"
     launched = account.instances()[0]
     assert launched["ImageId"] == image["image"]
+
+
+def test_without_an_image_one_is_built_once_written_back_and_used_without_a_restart(
+    account: Account, proxy: FaultProxy, disk: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "PODVM_AMI_ID").write_text("")
+    with unready_service(account, proxy, disk, CAA_CONFIG_DIR=str(keys)) as service:
+        service.wait_ready()
+        sandbox = new_id()
+        service.create(sandbox, "web")
+        service.start_sandbox(sandbox)
+        (launched,) = account.instances()
+        assert launched["ImageId"] == (keys / "PODVM_AMI_ID").read_text()
+        assert account.emulator.counters()["calls"]["RegisterImage"] == 1
+
+
+def test_a_key_that_the_build_lacks_is_named_to_starts_and_the_build_begins_when_it_is_there(
+    account: Account, proxy: FaultProxy, disk: Path, tmp_path: Path
+) -> None:
+    session = boto3.session.Session("x", "-", region_name=account.seed.region)
+    with contextlib.closing(session.client("s3", endpoint_url=account.emulator.url)) as storage:
+        storage.create_bucket(Bucket="images")
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    own = {"CAA_CONFIG_DIR": str(keys), "CAA_AWS_IMAGE_UPLOAD": "s3"}
+    with unready_service(account, proxy, disk, **own) as service:
+        wait_until_it_listens(service)
+        sandbox = new_id()
+        service.create(sandbox, "web")
+        deadline = time.monotonic() + READY_SECONDS
+        while (refused := service.begin_start(sandbox).json())["reason"] != "ImageNotConfigured":
+            assert time.monotonic() < deadline, refused
+            time.sleep(0.1)
+        assert "the pod VM image cannot be built: BUCKET_NAME: is required" in refused["detail"]
+        assert not {"ImportSnapshot", "RegisterImage"} & set(account.emulator.counters()["calls"])
+        (keys / "BUCKET_NAME").write_text("images")
+        service.wait_ready()
+        service.start_sandbox(sandbox)
 
 
 def test_a_failed_image_is_told_with_its_reason_and_built_when_somebody_asks_over_rest(
