@@ -11,8 +11,9 @@ PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
   qemu-system-x86 qemu-utils ovmf libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base \
   iptables iproute2 \
   mmdebstrap kmod e2fsprogs dosfstools mtools fdisk binutils cryptsetup-bin
-# Only the tests: a real PostgreSQL and OCI registry, an EFI program, a TPM, what checks domain XML and looks at networks.
-TEST_PACKAGES := postgresql docker-registry systemd-boot-efi swtpm libxml2-utils nftables curl chromium
+# Only the tests: a real PostgreSQL, OCI registry, TPM, Prometheus and browser, an EFI program, what checks domain XML
+# and looks at networks.
+TEST_PACKAGES := postgresql docker-registry systemd-boot-efi swtpm libxml2-utils nftables curl chromium prometheus
 
 .PHONY: help demo serve test soak bench lint format lock lab clean
 

@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 import caa
 from caa.audit import Audit, Verdict
 from caa.cloud import ApiCall
+from caa.errors import CallError
 from caa.limiter import Limiter
 from caa.node import Node
 from caa.phases import Start, Starts
@@ -29,6 +30,8 @@ MOST_OFFERINGS = 100
 # The providers' tables have some thirty reasons each; a cloud's own codes come through where a table has none.
 MOST_REASONS = 60
 OTHER = "other"
+# By what a start is refused with.
+IMAGE_STATES = {"ready": "", "building": "ImageBuilding", "failed": "ImageFailed", "missing": "ImageMissing"}
 _OFFERING = ("provider", "instance_type", "zone", "market")
 
 
@@ -59,9 +62,11 @@ class Metrics:
         audit: Callable[[], Audit | None],
         configuration: Callable[[], Status],
         ready: Callable[[], bool],
+        image_refusal: Callable[[], CallError | None],
     ) -> None:
         self._node, self._limiter = node, limiter
         self._audit, self._configuration, self._ready = audit, configuration, ready
+        self._image_refusal = image_refusal
         self._starting, self._offering, self._reason = Starts(), Bounded(MOST_OFFERINGS), Bounded(MOST_REASONS)
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -128,6 +133,7 @@ class Metrics:
         )
         self._findings = gauge("caa_audit_findings", "Instances by what the newest look says of them.", "verdict")
         self._looked = gauge("caa_audit_timestamp_seconds", "When instances were last looked at.")
+        self._image = gauge("caa_image", "1 for the state that the pod VM image is in.", "state")
         self._is_ready = gauge("caa_ready", "1 when the service takes calls.")
         self._generation = gauge("caa_configuration_generation", "Which configuration applies, counted from the start.")
         self._change_refused = gauge("caa_configuration_refused", "1 while a change of the configuration is refused.")
@@ -143,7 +149,10 @@ class Metrics:
             settings.ledger_url.partition(":")[0].partition("+")[0],
             settings.tunnel_type,
         ).set(1)
+        # From the start, so that the first of them is an increase.
         self._orphans.labels(node.cloud.name)
+        for outcome in ("applied", "refused"):
+            self._refused.labels(outcome)
         self._fallbacks.labels(node.cloud.name)
 
     def on_event(self, event: Event) -> None:
@@ -219,6 +228,9 @@ class Metrics:
         self._unavailable.labels(provider).set(len(unavailable))
         self._limit.set(node.limit)
         self._is_ready.set(self._ready())
+        refusal = self._image_refusal()
+        for image_state, reason in IMAGE_STATES.items():
+            self._image.labels(image_state).set((refusal.reason if refusal else "") == reason)
         configuration = self._configuration()
         self._generation.set(configuration.generation)
         self._change_refused.set(configuration.refused is not None)

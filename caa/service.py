@@ -167,6 +167,7 @@ async def _serve(
             audit=lambda: auditor.latest,
             configuration=lambda: reload.status,
             ready=lambda: not health.ready(),
+            image_refusal=images.refusal,
         )
         node.watchers.append(metrics.on_event)
         if settings.traces_endpoint:
