@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--namespace", help="where the DaemonSets are; that of the container's service account by default"
     )
-    parser.add_argument("--image", help="the image of the DaemonSets; CAA_IMAGE by default")
+    parser.add_argument(
+        "--image", help="the image of the DaemonSets; CAA_IMAGE by default, or else the one this container runs"
+    )
     parser.add_argument(
         "--orphan-grace",
         type=_seconds,
@@ -62,8 +64,6 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from providers.base import ConfigError
 
     image = args.image or environ.get("CAA_IMAGE", "").strip()
-    if not image:
-        fail("CAA_IMAGE: '' is not allowed: must be the image that nodes shall run, such as registry.example.com/caa:1")
     set_up_logging("console", "INFO")
     try:
         asyncio.run(control(args.namespace, image, args.manifests or SHIPPED, timedelta(seconds=args.orphan_grace)))

@@ -122,6 +122,12 @@ class ControllerApi:
             async for one in self._client.list(_Pod, namespace="*", chunk_size=PAGE):
                 yield _plain(one)
 
+    async def image_of(self, pod: str) -> str:
+        """The image of the container `controller` of a Pod of this namespace; "" when there is none."""
+        found = await self._get(_Pod, pod) or {}
+        containers = (found.get("spec") or {}).get("containers") or ()
+        return next((str(one["image"]) for one in containers if one.get("name") == "controller"), "")
+
     # What is written
 
     async def set_finalizers(self, config: KataConfig, finalizers: list[str]) -> None:

@@ -212,6 +212,7 @@ def _look(world: World, chosen: set[str]) -> list[Seen]:
             world.components,
             kata=node.labelled and node.name in chosen,
             now=world.now,
+            patient=world.image.build is Build.RUNNING,
         )
         for node in world.nodes
     ]

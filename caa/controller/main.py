@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import uuid
@@ -23,6 +24,7 @@ from caa.controller.rounds import Rounds
 from caa.controller.sweeping import Sweeper
 from caa.controller.watches import watch
 from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
+from providers.base import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,12 @@ DEFINITION_SECONDS = 5.0
 
 
 async def run(namespace: str | None, image: str, manifests: Path, grace: timedelta) -> None:
-    """`grace` is how long a node is gone before its VMs are ended.
+    """`image` "" is that of this container. `grace` is how long a node is gone before its VMs are ended.
 
     Raises ConfigError when it cannot begin, and RefusedError when the API server refuses the Lease."""
     clock = SystemClock()
     async with _api(namespace) as api:
-        wanted = daemon_sets(manifests, api.namespace, image)
+        wanted = daemon_sets(manifests, api.namespace, image or await _own_image(api, clock))
         leader = Leader(api, LEASE, f"{socket.gethostname()}-{uuid.uuid4()}", clock)
         leading = asyncio.ensure_future(leader.run(lambda: _work(api, wanted, grace, clock, leader)))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +70,7 @@ async def _work(
     rounds = Rounds(api, wanted, images, clock, lambda: leader.leads)
     images.wake = rounds.wake
     sweeper = Sweeper(api, cloud, clock, lambda: leader.leads, grace)
-    parts = (watch(api.namespace, rounds.wake), rounds.run(), sweeper.run())
+    parts = (watch(api.namespace, rounds.wake, clock), rounds.run(), sweeper.run())
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -79,6 +81,22 @@ async def _work(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         images.close()
+
+
+async def _own_image(api: ControllerApi, clock: Clock) -> str:
+    """What this container runs, for nodes to run the same. Raises ConfigError when this is no Pod of the namespace."""
+    pod = os.environ.get("HOSTNAME", "").strip() or socket.gethostname()
+    while True:
+        try:
+            image = await api.image_of(pod)
+            break
+        except AwayError as error:
+            log.warning("waiting for the API server: %s", error)
+        await clock.sleep(DEFINITION_SECONDS)
+    if not image:
+        text = f"'' is not allowed where {api.namespace}/{pod} is no Pod: must be the image that nodes are to run"
+        raise ConfigError([Problem("CAA_IMAGE", text)])
+    return image
 
 
 async def _defined(api: ControllerApi, clock: Clock) -> None:

@@ -102,27 +102,38 @@ class Seen:
     why: str = ""
 
 
-def look(node: Node, pods: Iterable[ServicePod], components: Iterable[str], *, kata: bool, now: datetime) -> Seen:
-    """The list of a node by its pods. `components` are the DaemonSets that shall have a ready one there."""
-    pods, wanted = list(pods), set(components)
-    progress, why = (_installing if kata else _leaving)(pods, wanted, now)
+def look(
+    node: Node,
+    pods: Iterable[ServicePod],
+    components: Iterable[str],
+    *,
+    kata: bool,
+    now: datetime,
+    patient: bool = False,
+) -> Seen:
+    """The list of a node by its pods. `components` are the DaemonSets that shall have a ready one there.
+
+    `patient`: something else takes its time, without which none becomes ready, so none is late.
+    """
+    pods = list(pods)
+    progress, why = _installing(pods, set(components), now, patient) if kata else _leaving(pods, now)
     there = bool(pods) if kata else bool(pods) or node.labelled
     return Seen(node.name, classify(progress, current=there == kata, kata=kata), why)
 
 
-def _installing(pods: list[ServicePod], wanted: set[str], now: datetime) -> tuple[Progress, str]:
+def _installing(pods: list[ServicePod], wanted: set[str], now: datetime, patient: bool) -> tuple[Progress, str]:
     if not pods or wanted <= {pod.component for pod in pods if pod.ready and not pod.ending}:
         return Progress.DONE, ""
     for pod in pods:
         if pod.trouble:
             return Progress.DEGRADED, f"{pod.component}: {pod.trouble}"
     for pod in pods:
-        if not pod.ready and not pod.ending and now - pod.since > DEADLINE:
+        if not patient and not pod.ready and not pod.ending and now - pod.since > DEADLINE:
             return Progress.DEGRADED, f"{pod.component}: not ready for {_minutes(now - pod.since)}"
     return Progress.WORKING, ""
 
 
-def _leaving(pods: list[ServicePod], _wanted: set[str], now: datetime) -> tuple[Progress, str]:
+def _leaving(pods: list[ServicePod], now: datetime) -> tuple[Progress, str]:
     ending = [pod for pod in pods if pod.ending]
     for pod in ending:
         if now - pod.since > DEADLINE:

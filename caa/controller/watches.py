@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
+from caa.clock import Clock
 from caa.controller.kataconfig import GROUP, PLURAL, VERSION
 from caa.controller.reading import COMPONENT, node
 
+log = logging.getLogger(__name__)
+
 # A connection that a balancer forgot is found out.
 SERVER_SECONDS = 300
+# Between the end of the watches and their next beginning; rounds go on meanwhile, by their own time.
+AGAIN_SECONDS = 5.0
 # Between tries while the API server is away. kopf gives an operator up when they are used up, and this one never.
 BACKOFFS = (0.5, 1, 2, 5, 10, 20, *(30,) * 1000)
 
@@ -58,7 +64,18 @@ def settings() -> kopf.OperatorSettings:
     return made
 
 
-async def watch(namespace: str, wake: Callable[[], None]) -> None:
+async def watch(namespace: str, wake: Callable[[], None], clock: Clock) -> None:
+    """For ever. Whatever ends the watches (kopf gives up at the second 401 of one token), they begin again."""
+    while True:
+        try:
+            await _watch(namespace, wake)
+        except Exception as error:
+            log.error("the watches begin again: %s: %s", type(error).__name__, error)
+        await clock.sleep(AGAIN_SECONDS)
+        wake()  # what happened meanwhile, nobody told
+
+
+async def _watch(namespace: str, wake: Callable[[], None]) -> None:
     """Until it is cancelled. Raises what kopf ended with.
 
     kopf has a thread and a loop of its own: it takes signals where it can, and ends with all tasks of its loop.
@@ -70,18 +87,19 @@ async def watch(namespace: str, wake: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is over
             loop.call_soon_threadsafe(do, *arguments)
 
+    async def operate() -> None:
+        made = registry(lambda: tell(wake))
+        try:
+            await kopf.operator(
+                registry=made, settings=settings(), namespaces=[namespace], standalone=True, stop_flag=stop
+            )
+        finally:
+            stop.set()  # a thread of its loop waits for it, and the loop for that thread
+
     def run() -> None:
         told: BaseException | None = None
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=registry(lambda: tell(wake)),
-                    settings=settings(),
-                    namespaces=[namespace],
-                    standalone=True,
-                    stop_flag=stop,
-                )
-            )
+            asyncio.run(operate())
         except Exception as error:
             told = error
         tell(end, told)

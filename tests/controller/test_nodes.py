@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from caa.controller.decide import decide
 from caa.controller.nodes import DEADLINE, LABEL, NodeList, Progress, classify
 from caa.controller.selector import SelectorError, matcher
+from caa.controller.world import Build, Image
 from tests.controller.model import PROXY, Model, body
 
 DONE, WORKING, DEGRADED = Progress.DONE, Progress.WORKING, Progress.DEGRADED
@@ -193,6 +194,24 @@ def test_a_pod_that_is_not_ready_in_time_has_failed() -> None:
     model.now += DEADLINE
     model.round()
     assert model.message() == "Node w0 Degraded: caa-serve: not ready for more than 10 minutes"
+
+
+def test_while_the_image_is_built_no_pod_is_late_and_the_class_waits() -> None:
+    model = Model(1)
+    model.image = Image(Build.RUNNING, "is being built: import, 10 %", ours=True)
+    model.round()
+    model.round()
+    model.pods_on("w0")
+    model.now += 3 * DEADLINE
+    model.round()
+    assert model.progress() == ("True", "PodVMImageJobRunning")
+    assert (model.kata_nodes()["installing"], model.classes) == (["w0"], {})
+    model.image = Image(Build.READY, ours=True)
+    model.pods_on("w0", ready=True)
+    model.round()
+    model.round()
+    assert model.progress() == ("False", "")
+    assert list(model.classes) == ["kata-remote"]
 
 
 def test_a_pod_that_does_not_end_in_time_has_failed_to_uninstall() -> None:

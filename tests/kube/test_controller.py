@@ -49,7 +49,9 @@ def test_a_kata_config_s_life(cluster: Cluster) -> None:
     kube = cluster.kube
     kube.do("allow_only", rules=rules())
     cluster.add()
-    controller = cluster.controller()
+    own = {"containers": [{"name": "sidecar", "image": "other"}, {"name": "controller", "image": IMAGE}]}
+    kube.do("add", resource="pods", namespace=NAMESPACE, body={"metadata": {"name": "caa-controller-1"}, "spec": own})
+    controller = cluster.controller(HOSTNAME="caa-controller-1", CAA_IMAGE="")
     cluster.until(lambda: cluster.progress() == ("False", ""), controller)
     status = cluster.config()["status"]
     assert status["kataNodes"] == {"nodeCount": 2, "readyNodeCount": 2, "installed": ["w0", "w1"]}
@@ -153,6 +155,18 @@ def test_broken_watches_lost_history_conflicts_and_an_outage_lose_nothing(cluste
     assert cluster.progress() == ("False", "")
 
 
+def test_watches_that_end_for_good_begin_again(cluster: Cluster) -> None:
+    cluster.add()
+    controller = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
+    cluster.kube.do("refuse", code=401, resource="nodes", verb="watch")
+    cluster.kube.do("break_watches", resource="nodes")
+    eventually(controller.log, lambda text: "the watches begin again" in text)
+    eventually(lambda: cluster.kube.do("watching", resource="nodes"), lambda seen: seen == 1)
+    cluster.add_node("w2")
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["readyNodeCount"] == 3, controller)
+
+
 def test_an_outage_that_costs_the_lead_loses_nothing_else(cluster: Cluster) -> None:
     cluster.add()
     controller = cluster.controller()
@@ -188,6 +202,13 @@ def test_daemon_sets_that_are_refused_or_another_s_are_told_and_the_rest_goes_on
     assert cluster.labelled() == ["w0", "w1"]
     kube.do("remove", resource="daemonsets", namespace=NAMESPACE, name="caa-proxy")
     cluster.install()
+
+
+def test_outside_of_a_pod_the_image_has_to_be_named(cluster: Cluster) -> None:
+    controller = cluster.controller(HOSTNAME="elsewhere", CAA_IMAGE="")
+    eventually(controller.process.poll, lambda seen: seen == 1)
+    text = "caa: CAA_IMAGE: '' is not allowed where peerpods-nodes/elsewhere is no Pod"
+    assert text in controller.log()
 
 
 def test_without_the_definition_it_waits_for_it(cluster: Cluster) -> None:
