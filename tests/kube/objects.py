@@ -6,8 +6,8 @@ collector, the end of a namespace, schemas of custom resources (`schemas`), the 
 
 Not there: defaults, checks and immutable fields of built-in kinds but for those below; controllers, so a DaemonSet has
 no Pods, and a Pod no grace period; foreground and orphan deletion (every deletion is a background one, and its garbage
-is collected before the answer); managedFields; conversion between the versions of a custom resource; admission
-(webhooks, quotas, LimitRanges); dry runs.
+is collected before the answer); managedFields; conversion between the versions of a custom resource; quotas and
+LimitRanges; dry runs. Admission is in `admission`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 
-from tests.kube import patches
+from tests.kube import admission, patches
 from tests.kube.history import History
 from tests.kube.kinds import DEFINITIONS, Kind
 from tests.kube.objects import Objects
@@ -73,6 +73,7 @@ class ApiServer:
         self.calls: list[dict[str, Any]] = []
         self.refusing: list[dict[str, Any]] = []
         self.before: list[dict[str, Any]] = []
+        self.services: dict[str, tuple[str, int]] = {}
         self.allowed: list[dict[str, Any]] | None = None
         self.down = False
         self.answering.set()
@@ -99,6 +100,10 @@ class ApiServer:
         """Answer the next `times` calls about a resource and with a verb ("" is any) with this code."""
         rule = {"code": code, "resource": resource, "verb": verb, "times": times, "retry_after": retry_after}
         self.refusing.append(rule)
+
+    def service(self, name: str, namespace: str, host: str, port: int) -> None:
+        """Where a Service is reached, for webhooks."""
+        self.services[f"{name}.{namespace}"] = (host, port)
 
     def meanwhile(self, verb: str, resource: str, change: dict[str, Any]) -> None:
         """Make this `change` just before the next call with that verb about that resource."""
@@ -280,7 +285,8 @@ class ApiServer:
             case "watch":
                 return self._watch(kind, namespace, query)
             case "create":
-                return Answer(201, objects.create(kind, namespace, patches.read("JSON", data)))
+                body = self._admitted(kind, namespace, patches.read("JSON", data))
+                return Answer(201, self.objects.create(kind, namespace, body))
             case "update":
                 return Answer(200, objects.update(kind, namespace, name, patches.read("JSON", data), sub))
             case "patch":
@@ -295,6 +301,17 @@ class ApiServer:
         return Answer(
             200, objects.delete(kind, namespace, name, wanted.get("uid", ""), wanted.get("resourceVersion", ""))
         )
+
+    def _admitted(self, kind: Kind, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        configurations = self.objects.list(self.objects.kinds.find("mutatingwebhookconfigurations"), "")
+        for webhook in list(admission.webhooks(configurations, kind, body)):
+            services = dict(self.services)
+            self.lock.release()  # the webhook may ask for something meanwhile
+            try:
+                body = admission.mutated(webhook, kind, namespace, body, services)
+            finally:
+                self.lock.acquire()
+        return body
 
     def _patch(
         self, kind: Kind, namespace: str, name: str, sub: str, query: dict[str, str], content_type: str, data: bytes
