@@ -20,6 +20,8 @@ PROFILE_ID = "Profile-11111111-2222-3333-4444-555555555555"
 TOKEN_SECONDS = 3600
 # Collections that may be deleted from by id, and are then gone at once.
 _DELETABLE = ("virtual_network_interfaces", "volumes", "floating_ips")
+# What a page calls its items where that is not the collection's name.
+_ITEMS = {"dedicated_host_groups": "groups"}
 _USED_BY = {"virtual_network_interfaces": "target", "volumes": "volume_attachments"}
 Answer = tuple[int, dict[str, Any] | None]
 
@@ -115,7 +117,7 @@ class Api:
             "first": {"href": href + urlencode({"limit": limit})},
             "limit": limit,
             "total_count": len(found),
-            kind: rest[:limit],
+            _ITEMS.get(kind, kind): rest[:limit],
         }
         if len(rest) > limit:
             page["next"] = {"href": href + urlencode({"limit": limit, "start": rest[limit][key]})}

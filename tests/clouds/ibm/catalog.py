@@ -91,7 +91,7 @@ def _profile(base: str, name: str, zones: list[str]) -> dict[str, Any]:
         "memory": _fixed(memory),
         "name": name,
         "network_attachment_count": {"type": "range", "min": 1, "max": 5},
-        "network_bandwidth_mode": {"type": "fixed", "value": "dependent"},
+        "network_bandwidth_mode": {"type": "fixed", "value": "pooled"},
         "network_interface_count": {"type": "range", "min": 1, "max": 5},
         "os_architecture": _enum(arch, [arch]),
         "port_speed": _fixed(16000),

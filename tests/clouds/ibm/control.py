@@ -213,7 +213,11 @@ _VPC: dict[str, Any] = {
         "name": "table",
         "resource_type": "routing_table",
     },
-    "dns": {"enable_hub": False, "resolution_binding_count": 0, "resolver": {"servers": [], "type": "system"}},
+    "dns": {
+        "enable_hub": False,
+        "resolution_binding_count": 0,
+        "resolver": {"configuration": "default", "servers": [], "type": "system"},
+    },
     "health_reasons": [],
     "health_state": "ok",
     "public_address_ranges": [],

@@ -177,11 +177,11 @@ def _make(
         "name": wanted_disk["name"],
         "volume": region.reference(volume),
     }
-    interface["target"] = {**card, "resource_type": "instance_network_attachment"}
+    interface["target"] = {key: card[key] for key in ("href", "id", "name", "resource_type")}
     volume["volume_attachments"] = [
         {
             "delete_volume_on_instance_delete": wanted_disk.get("delete_volume_on_instance_delete", True),
-            "instance": region.reference(instance),
+            "instance": {key: instance[key] for key in ("crn", "href", "id", "name")},
             "type": "boot",
             **{key: disk[key] for key in ("href", "id", "name")},
         }
