@@ -83,6 +83,7 @@ def bootstrap(root: Path, work: Path, inputs: Inputs, progress: Progress) -> Non
     reader = Reader(lambda step, share: tell(progress, step, share))
     run_watched(
         [
+            *_own_mounts(),
             "mmdebstrap",
             "--verbose",  # so that it tells what apt and dpkg do
             "--variant=apt",
@@ -100,6 +101,7 @@ def bootstrap(root: Path, work: Path, inputs: Inputs, progress: Progress) -> Non
             sources,
         ],
         reader.line,
+        name="mmdebstrap",
         environment={
             "KERNEL_PACKAGE": PLATFORMS[inputs.arch].kernel,
             "SOURCE_DATE_EPOCH": str(inputs.source_date_epoch),
@@ -107,6 +109,19 @@ def bootstrap(root: Path, work: Path, inputs: Inputs, progress: Progress) -> Non
             "PYTHONDONTWRITEBYTECODE": "1",
         },
     )
+
+
+def _own_mounts() -> list[str]:
+    """What gives a command mounts of its own: mmdebstrap's /proc and /sys in the root go with it, however it ends.
+
+    Where that is not allowed it cannot mount anything either, and does without.
+    """
+    prefix = ["unshare", "--mount"]
+    try:
+        run([*prefix, "true"])
+    except BuildError:
+        return []
+    return prefix
 
 
 def _host_sources() -> list[str]:

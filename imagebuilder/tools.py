@@ -90,9 +90,13 @@ def run(command: Sequence[str | Path], *, text: str | None = None, environment: 
 
 
 def run_watched(
-    command: Sequence[str | Path], told: Callable[[str], bool], environment: dict[str, str] | None = None
+    command: Sequence[str | Path],
+    told: Callable[[str], bool],
+    *,
+    name: str = "",
+    environment: dict[str, str] | None = None,
 ) -> None:
-    """Run a tool; `told` gets each line of what it prints, as it comes.
+    """Run a tool (`name` if that is not the first word); `told` gets each line of what it prints, as it comes.
 
     It returns whether the line is of no use to people when the tool fails, and may raise to end the tool.
     Raises ImageError.
@@ -106,7 +110,7 @@ def run_watched(
             if not told(line.rstrip("\n")):
                 kept.append(line)
     if process.returncode != 0:
-        raise _failed(words[0], process.returncode, "".join(kept))
+        raise _failed(name or words[0], process.returncode, "".join(kept))
 
 
 def run_with_percent(command: Sequence[str | Path], tell: Callable[[float], None]) -> None:

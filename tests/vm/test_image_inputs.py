@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -186,16 +187,23 @@ def test_the_initrd_archive_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="building needs root")
-def test_a_build_that_is_told_to_end_leaves_no_file_and_no_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["the command is told to end", "its tool is killed"])
+def test_a_build_that_ends_half_way_leaves_no_file_no_mount_and_no_program(tmp_path: Path, killed: str) -> None:
     """In the middle of mmdebstrap, which has programs of its own running in the new root."""
     command = [sys.executable, "-m", "caa.cli.main", "image", "build", "--output", str(tmp_path / "podvm")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".image-*/.image-*/root/var/lib/dpkg/status")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.terminate()
+        if killed == "its tool is killed":
+            (tool,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.killpg(int(tool), signal.SIGKILL)
+            assert process.stderr is not None
+            assert "caa: mmdebstrap failed with exit code -9" in process.stderr.read()
+        else:
+            process.terminate()
         assert process.wait(60) == 1
     assert list(tmp_path.iterdir()) == []
     assert not [path for path in Path("/proc").glob("[0-9]*/root") if str(tmp_path) in _target(path)]

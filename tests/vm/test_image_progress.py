@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +41,24 @@ def service(lab: dict[str, str]) -> Iterator[ServiceProcess]:
     finally:
         made.shut_down()
         shutil.rmtree(directory)
+
+
+def test_on_a_terminal_one_bar_goes_through_all_steps_in_percent(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "caa.cli.main", "image", "build", "--output", str(tmp_path / "podvm")]
+    with subprocess.Popen(command, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}) as process:
+        os.close(theirs)
+        said, deadline = "", time.monotonic() + PATIENCE_S
+        while not re.search(r"unpack packages .* [1-9]\d* %", said):
+            assert time.monotonic() < deadline, said
+            said += os.read(ours, 65536).decode(errors="replace")
+        process.terminate()
+        with contextlib.suppress(OSError):  # that is how the end of a terminal reads
+            while os.read(ours, 65536):
+                pass
+    os.close(ours)
+    assert "package lists" in said
+    assert "bytes" not in said
 
 
 def test_a_start_is_told_the_step_of_the_build_and_how_much_is_done(service: ServiceProcess) -> None:
