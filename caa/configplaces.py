@@ -38,6 +38,7 @@ def open_objects(environ: Mapping[str, str]) -> ConfigObjects | None:
     try:
         objects.fetch()
     except (AwayError, RefusedError) as error:
+        objects.why = str(error)
         log.warning("%s cannot be read now: %s", " and ".join(objects.places), error)
     return objects
 

@@ -85,6 +85,8 @@ class Objects(Protocol):
 
     places: tuple[str, ...]
     """What they are, for people."""
+    why: str
+    """Why they are not known; "" when they are."""
 
     def identity(self) -> Identity | None:
         """Changes when one of them does. None until the API server has told both."""
@@ -125,7 +127,7 @@ class Sources:
         if self._objects is not None and not self._directories:
             # Some of the keys would be worse than none: a cluster without its name takes another's VMs for its own.
             places = " and ".join(self._objects.places)
-            raise ConfigError([Problem(NAMESPACE, f"{places} cannot be read: the API server has not told them yet")])
+            raise ConfigError([Problem(NAMESPACE, f"{places} cannot be read: {self._objects.why}")])
         layers: list[Layer] = []
         problems: list[Problem] = []
         for source, key, path in self._directories:

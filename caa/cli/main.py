@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused or failed, with the reason on stderr; 2 wrong use;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
@@ -41,6 +42,8 @@ MODULES = {
     "controller": ("caa.cli.controller", "install on the nodes that a KataConfig chooses (on Kubernetes)"),
     "config": ("caa.cli.config", "check, show and describe the configuration"),
 }
+# They ask the service of this node, and of the configuration need its socket at most.
+CLIENTS = frozenset({"sandbox", "explain", "audit"})
 COMMANDS = {
     "serve": "run the service of this worker node",
     "proxy": "run the agent proxy of this worker node (started by `caa serve` where none runs)",
@@ -98,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
             return 0
         case name:
             # The command that tells what is wrong with the configuration must not end because of it.
-            return _module(name).run(args, os.environ if name == "config" else _environment())
+            return _module(name).run(args, os.environ if name == "config" else _environment(needed=name not in CLIENTS))
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -115,14 +118,20 @@ def _module(name: str) -> Command:
     return cast(Command, importlib.import_module(MODULES[name][0]))
 
 
-def _environment(*, watched: bool = True) -> dict[str, str]:
-    """The process's environment with the ConfigMap and the Secret over it, mounted or `watched`."""
+def _environment(*, watched: bool = True, needed: bool = True) -> dict[str, str]:
+    """The process's environment with the ConfigMap and the Secret over it, mounted or `watched`.
+
+    Where the latter are not `needed`, it does without while the API server is away.
+    """
     from caa.configplaces import environment
     from caa.sources import Sources
     from providers.base import ConfigError
 
     try:
-        return environment(os.environ) if watched else Sources(os.environ).read().over(os.environ)
+        if watched:
+            with contextlib.nullcontext() if needed else contextlib.suppress(ConfigError):
+                return environment(os.environ)
+        return Sources(os.environ).read().over(os.environ)
     except ConfigError as error:
         fail(str(error))
 

@@ -54,6 +54,7 @@ class ConfigObjects:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.places = tuple(f"{kind} {namespace}/{name}" for kind, (_, name) in _KINDS.items())
+        self.why = "the API server has not told them yet"
         self._found: dict[Source, _Found] = {}
         self._complained: dict[Source, str] = {}
 

@@ -117,6 +117,10 @@ def test_a_pod_that_waits_for_the_image_is_told_so(
         service.wait_ready()
         service.start_sandbox(sandbox_id)
         eventually(lambda: kube.reasons("web"), lambda seen: seen == ["ImageBuilding", *STARTED])
+        # Whoever looks after the node sees it as well, for nothing says in which ConfigMap the configuration is.
+        eventually(lambda: kube.reasons(NODE), lambda seen: {"ImageBuilding", "ImageReady"} <= set(seen))
+        for one in kube.events(NODE):
+            assert (one["involvedObject"]["kind"], one["metadata"]["namespace"]) == ("Node", "default")
 
 
 def test_a_service_that_cannot_tell_where_the_api_server_is_says_so_and_ends(account: Account, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,12 +179,17 @@ def test_a_service_that_begins_while_the_api_server_is_away_takes_what_is_mounte
         assert service.process is not None
         assert service.process.wait(60) == 1, service.log_tail()
         assert "CAA_CONFIG_NAMESPACE" in service.log_tail(1)
-        assert "the API server has not told them yet" in service.log_tail(1)
+        assert "the API server cannot be reached" in service.log_tail(1)
     mounted = Mounted(tmp_path / "config", world.data)
     with contextlib.ExitStack() as stack:
         keys = world.keys() | {"CAA_CONFIG_DIR": str(mounted.path)}
         service = stack.enter_context(pod_service(account, proxy.url, **keys))
         started(service)
+        # Those who ask the service need no API server, mounted or not.
+        socket = {"CAA_API_SOCKET": str(service.api_socket), "CAA_CONFIG_DIR": ""}
+        command = [sys.executable, "-m", "caa.cli.main", "sandbox", "list"]
+        listed = subprocess.run(command, env=os.environ | environ | socket, capture_output=True, text=True, check=True)
+        assert "web" in listed.stdout
         world.change(PODVM_INSTANCE_TYPE="m6a.xlarge")
         world.kube.do("set_down", down=False)
         generation(service, 2)
