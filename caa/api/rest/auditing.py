@@ -8,10 +8,10 @@ from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from caa.api.rest.routers import errors
-from caa.api.rest.schemas import EventView, Model, Pod, SandboxId, event_view
+from caa.api.rest.schemas import EventView, Model, Moment, Pod, SandboxId, event_view
 from caa.audit import Audit, Finding, Verdict
 from caa.auditing import Fixed
 from caa.sandbox import Event
@@ -144,8 +144,8 @@ def audit_router(auditor: Auditor, trail: Trail) -> APIRouter:
         sandbox: Annotated[SandboxId | None, Query(description="Only of this sandbox.")] = None,
         node: Annotated[str | None, Query(max_length=253, description="Only written by this node.")] = None,
         kind: Annotated[list[str] | None, Query(description="Only of this kind; may be given more than once.")] = None,
-        since: Annotated[AwareDatetime | None, Query(description="Only from this moment on.")] = None,
-        until: Annotated[AwareDatetime | None, Query(description="Only before this moment.")] = None,
+        since: Annotated[Moment | None, Query(description="Only from this moment on.")] = None,
+        until: Annotated[Moment | None, Query(description="Only before this moment.")] = None,
     ) -> StreamingResponse:
         """The trail of all sandboxes and of the nodes themselves, as JSON Lines."""
 

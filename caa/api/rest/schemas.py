@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from caa.api.reader import SandboxRecord
 from caa.errors import InvalidInputError
@@ -33,6 +42,15 @@ SandboxId = Annotated[
 ]
 
 
+def _to_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is before the year 1 or after the year 9999 in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+"""With a time zone, as all that is stored."""
 Annotations = dict[str, Annotated[str, StringConstraints(max_length=ANNOTATION_BYTES)]]
 
 
