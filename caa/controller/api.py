@@ -144,7 +144,7 @@ class ControllerApi:
             "metadata": {"name": config.name, "resourceVersion": config.version},
             "status": {**config.status, **status},
         }
-        with errors():
+        with errors(absent_is_fine=True):
             await self._client.replace(_KataConfig.Status(body), config.name)
 
     async def label(self, node: str, value: str | None) -> None:

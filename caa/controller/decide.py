@@ -7,7 +7,7 @@ the actions of its round, and a controller that is killed between two writes goe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caa.controller import status as told
@@ -54,19 +54,7 @@ def decide(world: World) -> Decision:
     statuses = {other.name: _ignored(other, honoured, world) for other in others}
     release = tuple(other.name for other in others if other.deleting and other.ours)
     mine = _removed(world, honoured) if honoured.deleting else _kept(world, honoured)
-    return Decision(
-        mine.ask_peer_pods,
-        mine.adopt,
-        {**mine.statuses, **statuses},
-        mine.label,
-        mine.unlabel,
-        mine.ensure_daemon_sets,
-        mine.ensure_class,
-        mine.remove_daemon_sets,
-        mine.remove_class,
-        mine.delete_image,
-        mine.release + release,
-    )
+    return replace(mine, statuses={**mine.statuses, **statuses}, release=mine.release + release)
 
 
 def _ignored(config: KataConfig, honoured: KataConfig, world: World) -> dict[str, Any]:
@@ -174,7 +162,6 @@ def _waiting(world: World, config: KataConfig) -> Decision | None:
     except SelectorError:
         return None
     labelled = {node.name for node in world.nodes if node.labelled}
-    chosen &= labelled
     leaving = [node for node in world.nodes if node.name in labelled - chosen]
     held = _held(world, config, leaving)
     seen = _look(world, chosen)

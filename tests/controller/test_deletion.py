@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caa.controller.kataconfig import FINALIZER
 from caa.controller.world import Build, Image, RuntimeClass
@@ -89,6 +93,25 @@ def test_objects_that_the_api_server_refuses_do_not_keep_a_deletion() -> None:
     model.delete()
     finish(model)
     assert uninstalled(model)
+
+
+def test_what_is_refused_is_not_waited_for_even_when_no_node_ever_gets_a_pod() -> None:
+    model = Model(2)
+    model.round()
+    model.trouble = "DaemonSet caa-serve: 403 exceeded quota"
+    model.delete()
+    for _ in range(6):
+        model.round()
+    assert uninstalled(model)
+
+
+def test_a_pod_that_restarts_meanwhile_does_not_turn_a_deletion_back() -> None:
+    model = Model(2).install()
+    model.delete()
+    model.round()
+    model.pods_on("w0")
+    model.round()
+    assert (model.progress(), model.labelled()) == (("True", "Uninstalling"), [])
 
 
 def test_a_node_that_does_not_answer_does_not_keep_a_deletion() -> None:
@@ -277,6 +300,57 @@ def test_only_the_first_kata_config_is_honoured_and_the_second_is_told_so() -> N
     assert list(model.configs) == ["second"]
     assert model.labelled() == [], "the second one chooses no node"
     assert model.progress("second") == ("False", "")
+
+
+acts = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "ready", "fail", "end", "gone", "relabel", "pod", "build", "built", "round", "away"]),
+        st.integers(0, 2),
+    ),
+    max_size=20,
+)
+
+
+@given(acts, acts)
+def test_whatever_happens_no_node_with_a_pod_is_taken_away_and_in_the_end_a_deletion_completes(
+    before: list[tuple[str, int]], after: list[tuple[str, int]]
+) -> None:
+    model = Model(3, body(kataConfigPoolSelector={"matchLabels": {"pool": "kata"}}))
+    model.round()
+    for act, number in before:
+        happen(model, act, f"w{number}")
+    model.delete()
+    for act, number in after:
+        happen(model, act, f"w{number}")
+    # People and kubelets do their part.
+    model.peer_pods.clear()
+    model.image = Image(Build.READY, ours=True) if model.image.ours else Image()
+    finish(model, 12)
+    assert not model.configs
+    assert (model.daemon_sets, model.classes, model.labelled()) == (set(), {}, [])
+    assert not model.image.ours
+
+
+def happen(model: Model, act: str, name: str) -> None:
+    """And a round that sees it."""
+    whatever: dict[str, Callable[[], object]] = {
+        "start": lambda: model.pods_on(name),
+        "ready": lambda: model.pods_on(name, ready=True),
+        "fail": lambda: model.pods_on(name, trouble="CrashLoopBackOff"),
+        "end": lambda: model.pods_on(name, ending=True),
+        "gone": lambda: model.no_pods_on(name),
+        "relabel": lambda: model.relabel(name, pool=None if "pool" in model.nodes[name].labels else "kata"),
+        "pod": lambda: model.run_pod("web", name) if model.nodes[name].labelled else None,
+        "build": lambda: setattr(model, "image", Image(Build.RUNNING, "is being built", ours=True)),
+        "built": lambda: setattr(model, "image", Image(Build.READY, ours=True)),
+        "round": model.settle,
+        "away": lambda: model.add_node(name, ready=not model.nodes[name].ready, **model.nodes[name].labels),
+    }
+    if model.configs:  # afterwards it is nobody's business here
+        whatever[act]()
+        used = {pod.node for pod in model.peer_pods} & set(model.labelled())
+        model.round()
+        assert used <= set(model.labelled())
 
 
 @pytest.mark.parametrize("killed_after", range(7))

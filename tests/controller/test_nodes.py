@@ -177,6 +177,16 @@ def test_a_node_that_fails_is_told_with_its_reason_until_it_works() -> None:
     assert model.progress() == ("False", "")
 
 
+def test_while_a_daemon_set_replaces_its_pods_one_by_one_it_is_told_also_between_two() -> None:
+    model = Model(2).install()
+    model.rolling = True
+    model.round()
+    assert model.progress() == ("True", "Updating")
+    model.rolling = False
+    model.round()
+    assert model.progress() == ("False", "")
+
+
 def test_one_node_that_fails_does_not_keep_the_others_from_being_used() -> None:
     model = Model(2)
     model.round()
