@@ -32,7 +32,7 @@ test: lint lab ## everything, with the count at the end
 	$(BIN)/pytest -n 2
 
 soak: lab ## the long fault runs
-	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/clouds/test_service_reload.py tests/clouds/test_service_on_azure.py \
+	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/controller tests/clouds/test_service_reload.py tests/clouds/test_service_on_azure.py \
 	  tests/clouds/test_azure_scarcity.py tests/clouds/test_image_aws.py \
 	  tests/clouds/test_image_azure.py tests/clouds/test_image_ibm.py tests/clouds/test_image_builders.py \
 	  tests/clouds/test_image_hardships.py \

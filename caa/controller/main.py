@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 LEASE = "caa-controller"
 # Between looks whether the definition of KataConfig is installed.
-DEFINITION_SECONDS = 5.0
+DEFINITION_SECONDS = 2.0
 
 
 async def run(namespace: str | None, image: str, manifests: Path, grace: timedelta) -> None:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # A connection that a balancer forgot is found out.
 SERVER_SECONDS = 300
 # Between the end of the watches and their next beginning; rounds go on meanwhile, by their own time.
-AGAIN_SECONDS = 5.0
+AGAIN_SECONDS = 2.0
 # Between tries while the API server is away. kopf gives an operator up when they are used up, and this one never.
 BACKOFFS = (0.5, 1, 2, 5, 10, 20, *(30,) * 1000)
 

@@ -16,8 +16,8 @@ from tests.clouds.aws.account import Account
 from tests.clouds.conftest import postgresql, postgresql_ledger
 from tests.clouds.imagelab import image_lab, make_disk
 from tests.clouds.podworld import service_environ
+from tests.controller.cluster import DELETING, NAMESPACE, Cluster, called, rights, rules
 from tests.kube.apiserver import KubeApiServer, eventually
-from tests.kube.controlling import DELETING, NAMESPACE, Cluster, called, rights, rules
 
 __all__ = ["postgresql", "postgresql_ledger"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

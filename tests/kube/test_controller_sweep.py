@@ -16,8 +16,8 @@ from providers.aws.provider import AwsProvider
 from tests.clouds.aws.account import Account
 from tests.clouds.aws_lab import Lab
 from tests.clouds.podworld import service_environ
+from tests.controller.cluster import NAMESPACE, SWEEPING, Cluster, called, rights, rules
 from tests.kube.apiserver import KubeApiServer, eventually
-from tests.kube.controlling import NAMESPACE, SWEEPING, Cluster, called, rights, rules
 from tests.unit.test_podevents import sandbox
 
 GRACE = timedelta(minutes=10)

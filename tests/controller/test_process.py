@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,13 @@ import kubernetes_validate
 import pytest
 
 from caa.controller.kataconfig import FINALIZER
+from tests.controller.cluster import DELETING, IMAGE, NAMESPACE, SWEEPING, Cluster, called, manifests, rights, rules
 from tests.controller.test_kataconfig import VERSIONS as STATUSES
 from tests.kube.apiserver import KubeApiServer, eventually
-from tests.kube.controlling import DELETING, IMAGE, NAMESPACE, SWEEPING, Cluster, called, manifests, rights, rules
+from tests.kube.conftest import api_server
 from tests.webhook.test_manifests import VERSIONS
 
+__all__ = ["api_server"]
 POOL: dict[str, Any] = {"kataConfigPoolSelector": {"matchLabels": {"pool": "kata"}}}
 
 
@@ -121,12 +124,18 @@ def test_one_of_two_leads_and_the_other_takes_over(cluster: Cluster) -> None:
     first.stop()
     cluster.add_node("w2")
     cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 3, second)
-    # One that dies gives nothing back: its Lease has to run out.
-    third = cluster.controller()
-    eventually(third.log, lambda text: "leads, and" in text)
-    second.kill()
-    cluster.add_node("w3")
-    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 4, third)
+
+
+@pytest.mark.skipif(not os.environ.get("CAA_SOAK"), reason="waits for a Lease to run out; CAA_SOAK=1 runs it")
+def test_one_that_is_killed_is_followed_when_its_lease_has_run_out(cluster: Cluster) -> None:
+    cluster.add()
+    first = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), first)
+    second = cluster.controller()
+    eventually(second.log, lambda text: "leads, and" in text)
+    first.kill()
+    cluster.add_node("w2")
+    cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 3, second)
 
 
 def test_broken_watches_lost_history_conflicts_and_an_outage_lose_nothing(cluster: Cluster) -> None:
