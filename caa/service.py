@@ -37,7 +37,7 @@ from caa.cloud import Cloud
 from caa.configplaces import open_objects
 from caa.ending import Ending
 from caa.guestconfig import TlsProfile
-from caa.imagewatch import ImageWatch
+from caa.images.watch import ImageWatch
 from caa.knownkeys import Suspect, suspects
 from caa.kubernetes.port import NoPullSecrets, PullSecrets
 from caa.ledger import Ledger, LedgerError, open_ledger, upgrade

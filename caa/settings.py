@@ -16,7 +16,7 @@ from pydantic import Field
 from caa.agentproxy.tls import CIPHER_SUITES
 from caa.errors import InvalidInputError
 from caa.guestconfig import check_initdata, decode_initdata
-from caa.imagekeys import ImageKeys
+from caa.images.keys import ImageKeys
 from caa.kubernetes.keys import KubernetesKeys
 from caa.metadata.keys import MetadataKeys, metadata_problems
 from caa.podnetwork.worker import TunnelSettings

@@ -13,8 +13,8 @@ from caa.cli.bars import Bars
 from caa.cli.main import FAILED, clear_up_on_sigterm, fail
 
 if TYPE_CHECKING:
-    from caa.imaging import Imaging
-    from caa.podvmimage import PodVmImage
+    from caa.images.image import PodVmImage
+    from caa.images.imaging import Imaging
     from caa.settings import Settings
     from imagebuilder.publish.base import Publisher
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Imported here, so that `caa image --help` stays quick.
-    from caa import imagesetup
-    from caa.imaging import ImageFailedError, ImageInUseError
+    from caa.images import setup
+    from caa.images.imaging import ImageFailedError, ImageInUseError
     from caa.ledger import LedgerError
     from caa.settings import load
     from imagebuilder.errors import ImageError
@@ -53,9 +53,9 @@ def _with_cloud(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     clear_up_on_sigterm()
     try:
         settings = load(environ)
-        if not imagesetup.supported(settings):
+        if not setup.supported(settings):
             return _say(args, {"image": "", "state": "unsupported", "built": False}, _unsupported(settings))
-        with imagesetup.publisher(settings, environ) as publisher, Bars("image", quiet=args.json) as bars:
+        with setup.publisher(settings, environ) as publisher, Bars("image", quiet=args.json) as bars:
             return _run(args, settings, environ, publisher, lambda image: _show(bars, image))
     except (ConfigError, ImageError, ProviderError, LedgerError, ImageFailedError, ImageInUseError) as error:
         fail(str(error))
@@ -77,14 +77,14 @@ def _run(
     publisher: Publisher,
     tell: Callable[[PodVmImage], None],
 ) -> int:
-    from caa import imagesetup
+    from caa.images import setup
 
     configured = publisher.configured()
     if configured and args.verb == "ensure":
         said = {"image": configured, "state": "configured", "built": False, "seconds": 0.0}
         return _say(args, said, f"image {configured}: present ({publisher.key})")
-    with imagesetup.opened(settings) as store:
-        imaging = imagesetup.make(settings, environ, publisher, store, tell)
+    with setup.opened(settings) as store:
+        imaging = setup.make(settings, environ, publisher, store, tell)
         match args.verb:
             case "ensure" | "retry" | "refresh":
                 return _build(args, imaging, configured)
@@ -114,7 +114,7 @@ def _build(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
 
 
 def _status(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
-    from caa.podvmimage import described
+    from caa.images.image import described
 
     image = imaging.store.open(imaging.cluster, imaging.account) or imaging.store.ready(
         imaging.cluster, imaging.account
@@ -128,7 +128,7 @@ def _status(args: argparse.Namespace, imaging: Imaging, configured: str) -> int:
 
 def _list(args: argparse.Namespace, imaging: Imaging) -> int:
     from caa.cli.tables import table
-    from caa.podvmimage import described
+    from caa.images.image import described
 
     images = imaging.store.all(imaging.cluster, imaging.account)
     if args.json:

@@ -70,7 +70,7 @@ def add_arguments(verbs: Any) -> None:
 
 def run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Do it and print what it measures."""
-    from caa.imagekeys import ImageKeys
+    from caa.images.keys import ImageKeys
     from imagebuilder.errors import ImageError
     from imagebuilder.produce import Output, produce
     from imagebuilder.sources import Recipe

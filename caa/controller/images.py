@@ -10,17 +10,18 @@ import logging
 import sys
 from collections.abc import Callable
 
-from caa import configuring, imagesetup
+from caa import configuring
 from caa.controller.api import ControllerApi
 from caa.controller.cloudconfig import values
 from caa.controller.world import Build, Image
-from caa.imagewriteback import ConfigMapWriteBack
-from caa.imaging import WriteBackError
+from caa.images import setup
+from caa.images.image import ImageState, PodVmImage
+from caa.images.imaging import WriteBackError
+from caa.images.writeback import ConfigMapWriteBack
 from caa.kubernetes.answers import AwayError, RefusedError
 from caa.kubernetes.configobjects import CONFIG_MAP
 from caa.kubernetes.configpatch import WatchedConfigMap
 from caa.ledger import Ledger, LedgerError, open_ledger
-from caa.podvmimage import ImageState, PodVmImage
 from providers.base import ConfigError
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ class LedgerImages:
         if given is None:
             return
         settings = configuring.read(given)
-        if imagesetup.supported(settings):
-            with imagesetup.publisher(settings, given) as publisher:
+        if setup.supported(settings):
+            with setup.publisher(settings, given) as publisher:
                 config_map = WatchedConfigMap(self._api.namespace)
                 ConfigMapWriteBack(config_map, publisher.key, publisher.latest_key).written("")
 

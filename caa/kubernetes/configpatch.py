@@ -9,7 +9,7 @@ from lightkube import Client
 from lightkube.resources.core_v1 import ConfigMap
 from lightkube.types import PatchType
 
-from caa.imaging import WriteBackError
+from caa.images.imaging import WriteBackError
 from caa.kubernetes.answers import ABSENT, CONFLICT, AwayError, RefusedError, connected, fine, translated
 from caa.kubernetes.configobjects import CONFIG_MAP
 from caa.sources import NAMESPACE
@@ -17,7 +17,7 @@ from providers.base import ConfigError
 
 
 class WatchedConfigMap:
-    """That of a namespace. See `caa.imagewriteback.ConfigMapPatch`."""
+    """That of a namespace. See `caa.images.writeback.ConfigMapPatch`."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -30,7 +30,7 @@ class WatchedConfigMap:
         return found.data or {}, str(found.metadata.resourceVersion)
 
     def patch(self, data: Mapping[str, str], annotations: Mapping[str, str | None], resource_version: str) -> bool:
-        """See `caa.imagewriteback.ConfigMapPatch`. Raises WriteBackError."""
+        """See `caa.images.writeback.ConfigMapPatch`. Raises WriteBackError."""
         change = {
             "metadata": {"resourceVersion": resource_version, "annotations": dict(annotations)},
             "data": dict(data),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from caa.images.image import ImageState, PodVmImage
 from caa.kubernetes.podevents import MESSAGE_LIMIT
-from caa.podvmimage import ImageState, PodVmImage
 from caa.sandbox import Event
 
 # Ledger's word, which is the event's too -> whether it is a warning.

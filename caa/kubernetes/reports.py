@@ -17,6 +17,7 @@ from datetime import timedelta
 from caa.clock import Clock
 from caa.directvolumes import pod_uid
 from caa.errors import UnavailableError
+from caa.images.image import PodVmImage
 from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
 from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.nodeevents import KINDS, NodeEvent, image_event, node_events
@@ -25,7 +26,6 @@ from caa.kubernetes.podevents import pod_events
 from caa.kubernetes.whichpod import is_that_pod
 from caa.ledger import Ledger
 from caa.ledgerthreads import LedgerThreads
-from caa.podvmimage import PodVmImage
 from caa.sandbox import FINAL_STATES, LIVE_STATES, Sandbox, SandboxState
 from providers.base import OwnerScope
 

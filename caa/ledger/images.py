@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, select, update
 
+from caa.images.image import OPEN_STATES, Held, ImageState, Lease, PodVmImage, check_image_transition
 from caa.ledger.account import Transaction, _insert, _moment
 from caa.ledger.errors import LeaseLostError, StaleWriteError
 from caa.ledger.tables import attempts, images, leases, sandboxes
-from caa.podvmimage import OPEN_STATES, Held, ImageState, Lease, PodVmImage, check_image_transition
 from caa.sandbox import LIVE_STATES
 
 

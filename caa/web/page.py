@@ -22,8 +22,8 @@ from caa.api.rest.routers import Health
 from caa.audit import Audit
 from caa.clock import Clock
 from caa.errors import NotFoundError, UnavailableError
+from caa.images.image import OPEN_STATES, PodVmImage
 from caa.phases import phases_of
-from caa.podvmimage import OPEN_STATES, PodVmImage
 from caa.prices import Prices
 from caa.sandbox import SandboxState
 from caa.web.views import bars, row

@@ -23,7 +23,7 @@ from typing import Any
 MIB = 1 << 20
 BLOCK = 512 << 10
 PATIENCE_S = 120.0
-_PRELOAD = ["caa.cli.image", "caa.imagesetup", "caa.settings", "imagebuilder.publish.aws", "tests.clouds.imagelab"]
+_PRELOAD = ["caa.cli.image", "caa.images.setup", "caa.settings", "imagebuilder.publish.aws", "tests.clouds.imagelab"]
 
 
 def context() -> ForkServerContext:

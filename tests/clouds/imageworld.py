@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from caa import imagesetup
-from caa.imagework import DEADLINES
-from caa.imaging import ImageFailedError, Imaging
-from caa.podvmimage import ImageState
+from caa.images import setup
+from caa.images.image import ImageState
+from caa.images.imaging import ImageFailedError, Imaging
+from caa.images.work import DEADLINES
 from caa.settings import load
 
 PATIENCE_S = 60.0
@@ -82,8 +82,8 @@ def world(
     for key, value in given.items():  # SDKs read it themselves
         monkeypatch.setenv(key, value)
     settings, clock = load(given), Time()
-    with imagesetup.publisher(settings, given) as publisher, imagesetup.opened(settings) as store:
-        made = imagesetup.make(settings, given, publisher, store)
+    with setup.publisher(settings, given) as publisher, setup.opened(settings) as store:
+        made = setup.make(settings, given, publisher, store)
         yield World(replace(made, time=clock), clock, state, left)
 
 
@@ -133,7 +133,7 @@ def hanging_qemu_img(monkeypatch: pytest.MonkeyPatch, directory: Path, words: st
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     monkeypatch.setattr("imagebuilder.tools._SYSTEM_PATH", f"{directory}:{path}")
     monkeypatch.setattr("imagebuilder.tools._ENDING_SECONDS", 0.3)
-    monkeypatch.setattr("caa.imagework.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("caa.images.work.RENEW_SECONDS", 0.1)
     ended = threading.Event()
 
     def watch() -> None:

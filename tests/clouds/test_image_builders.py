@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from caa.imagework import DEADLINES
-from caa.imaging import MAX_FAILURES, ImageFailedError, ImageInUseError, Imaging
+from caa.images.image import ImageState
+from caa.images.imaging import MAX_FAILURES, ImageFailedError, ImageInUseError, Imaging
+from caa.images.work import DEADLINES
 from caa.ledger import Ledger, open_ledger, upgrade
-from caa.podvmimage import ImageState
 from caa.sandbox import AttemptState, SandboxState
 from imagebuilder.publish.aws import AwsPublisher
 from imagebuilder.publish.upload import SENDERS

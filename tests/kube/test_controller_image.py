@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from caa.images.image import ImageState, Lease, PodVmImage
 from caa.ledger import open_ledger
-from caa.podvmimage import ImageState, Lease, PodVmImage
 from tests.clouds.aws.account import Account
 from tests.clouds.conftest import postgresql, postgresql_ledger
 from tests.clouds.imagelab import image_lab, make_disk

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from caa.imagewriteback import ConfigMapWriteBack
-from caa.imaging import WriteBackError
+from caa.images.imaging import WriteBackError
+from caa.images.writeback import ConfigMapWriteBack
 from caa.kubernetes.configpatch import WatchedConfigMap
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from caa.images.image import ImageState, PodVmImage
 from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.configobjects import ConfigObjects
 from caa.kubernetes.objects import RESOURCE
 from caa.kubernetes.reports import LONGEST_WAIT, KubernetesReports
 from caa.ledger import Ledger, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
-from caa.podvmimage import ImageState, PodVmImage
 from caa.sandbox import Attempt, AttemptState, Event, SandboxState
 from providers.base import Offering, OwnerScope
 from tests.clouds.podworld import CLUSTER, NODE

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from caa.images.image import Held, IllegalImageTransitionError, ImageState, Lease, PodVmImage
 from caa.ledger import LeaseLostError, Ledger, StaleWriteError
-from caa.podvmimage import Held, IllegalImageTransitionError, ImageState, Lease, PodVmImage
 from tests.ledger.samples import attempt, starting
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

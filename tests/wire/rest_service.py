@@ -26,7 +26,7 @@ from caa.auditing import Fixed
 from caa.clock import SystemClock
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
 from caa.explain import Explanation, explain
-from caa.imagewatch import ImageWatch
+from caa.images.watch import ImageWatch
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
 from caa.metadata.service import MetadataService

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from caa.api.rest.routers import errors
 from caa.api.rest.schemas import Model
-from caa.podvmimage import OPEN_STATES, ImageState, PodVmImage, described
+from caa.images.image import OPEN_STATES, ImageState, PodVmImage, described
 
 
 class Images(Protocol):
-    """`caa.imagewatch.ImageWatch`."""
+    """`caa.images.watch.ImageWatch`."""
 
     @property
     def key(self) -> str: ...

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
-from caa.holder import is_dead
-from caa.imagework import AT_REST, LEASE_SECONDS, CancelledError, DeadlineExceededError, Keeper, Time, Work
+from caa.images.holder import is_dead
+from caa.images.image import Held, ImageState, PodVmImage
+from caa.images.work import AT_REST, LEASE_SECONDS, CancelledError, DeadlineExceededError, Keeper, Time, Work
 from caa.ledger import LeaseLostError, StaleWriteError
 from caa.ledger.images import ImageStore
-from caa.podvmimage import Held, ImageState, PodVmImage
 from imagebuilder.errors import ImageError
 from imagebuilder.publish.base import ImageName, Publisher
 from imagebuilder.sources import Disk, Progress

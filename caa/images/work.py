@@ -14,9 +14,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol
 
+from caa.images.image import Lease, PodVmImage
 from caa.ledger import LeaseLostError, LedgerError, StaleWriteError
 from caa.ledger.images import ImageStore
-from caa.podvmimage import Lease, PodVmImage
 from imagebuilder.tools import end_running
 
 log = logging.getLogger(__name__)

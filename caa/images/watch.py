@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from caa.clock import Clock
 from caa.errors import CallError, NotFoundError, UnavailableError
-from caa.imagesetup import lacking, make
-from caa.imaging import ImageInUseError, Imaging
+from caa.images.image import ImageState, PodVmImage
+from caa.images.imaging import ImageInUseError, Imaging
+from caa.images.setup import lacking, make
 from caa.ledger import Ledger, LedgerError
 from caa.ledgerthreads import LedgerThreads
-from caa.podvmimage import ImageState, PodVmImage
 from caa.settings import Settings
 from imagebuilder.publish.base import Publisher
 from providers.base import ProviderError

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from caa.holder import holder
-from caa.imagesource import ImageSource
-from caa.imagewriteback import ConfigMapPatch, write_back
-from caa.imaging import Imaging
+from caa.images.holder import holder
+from caa.images.image import PodVmImage
+from caa.images.imaging import Imaging
+from caa.images.source import ImageSource
+from caa.images.writeback import ConfigMapPatch, write_back
 from caa.ledger import open_ledger, upgrade
 from caa.ledger.images import ImageStore
-from caa.podvmimage import PodVmImage
 from caa.settings import Settings
 from imagebuilder.publish import registry
 from imagebuilder.publish.base import Publisher

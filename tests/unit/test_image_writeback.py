@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from caa.imagewriteback import ConfigMapWriteBack, DirectoryWriteBack, write_back
-from caa.imaging import OnlyLedger, WriteBackError
+from caa.images.imaging import OnlyLedger, WriteBackError
+from caa.images.writeback import ConfigMapWriteBack, DirectoryWriteBack, write_back
 
 KEY, LATEST = "PODVM_AMI_ID", "LATEST_AMI_ID"
 

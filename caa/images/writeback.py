@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from caa.imaging import OnlyLedger, WriteBack, WriteBackError
+from caa.images.imaging import OnlyLedger, WriteBack, WriteBackError
 from caa.sources import CONFIG_DIR
 
 
