@@ -13,6 +13,7 @@ from collections.abc import Callable
 from caa import configuring
 from caa.controller.api import ControllerApi
 from caa.controller.cloudconfig import values
+from caa.controller.sharedledger import SharedLedger
 from caa.controller.world import Build, Image
 from caa.images import setup
 from caa.images.image import ImageState, PodVmImage
@@ -21,7 +22,7 @@ from caa.images.writeback import ConfigMapWriteBack
 from caa.kubernetes.answers import AwayError, RefusedError
 from caa.kubernetes.configobjects import CONFIG_MAP
 from caa.kubernetes.configpatch import WatchedConfigMap
-from caa.ledger import Ledger, LedgerError, open_ledger
+from caa.ledger import LedgerError
 from providers.base import ConfigError
 
 log = logging.getLogger(__name__)
@@ -34,35 +35,29 @@ _REMAINING = frozenset(ImageState) - {ImageState.DELETED}
 class LedgerImages:
     """See `caa.controller.rounds.Images`."""
 
-    def __init__(self, api: ControllerApi) -> None:
+    def __init__(self, api: ControllerApi, ledger: SharedLedger) -> None:
         self._api = api
+        self._ledger = ledger
         self.wake: Callable[[], None] = lambda: None
         """Called when a deletion is over."""
-        self._opened: tuple[str, Ledger] | None = None
         self._deleting: asyncio.Task[None] | None = None
         self.trouble = ""
 
     async def look(self) -> Image:
         """How it is. Never raises."""
         try:
-            given = values()
-            if given is None:
-                return Image()
-            settings = configuring.read(given)
-            if settings.ledger_url.startswith("sqlite"):
-                return Image()
-            return await asyncio.to_thread(self._look, settings.ledger_url, settings.cluster_id)
+            return await asyncio.to_thread(self._look)
         except ConfigError as error:
             return Image(Build.INCOMPLETE, "; ".join(str(error).splitlines()))
         except LedgerError as error:
             return Image(Build.UNKNOWN, f"the ledger cannot be asked: {error}")
 
-    def _look(self, url: str, cluster: str) -> Image:
-        if self._opened is not None and self._opened[0] != url:
-            self.close()
-        if self._opened is None:
-            self._opened = url, open_ledger(url)
-        return seen(self._opened[1].images.all(cluster))
+    def _look(self) -> Image:
+        found = self._ledger.get()
+        if found is None:
+            return Image()
+        settings, ledger = found
+        return seen(ledger.images.all(settings.cluster_id))
 
     def delete(self) -> None:
         """Begin to delete all that were built, unless that is under way."""
@@ -100,12 +95,9 @@ class LedgerImages:
                 ConfigMapWriteBack(config_map, publisher.key, publisher.latest_key).written("")
 
     def close(self) -> None:
-        """Give back what is open."""
+        """A deletion that is under way is left to the next leader."""
         if self._deleting is not None:
             self._deleting.cancel()
-        if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
 
 
 async def _ran(*arguments: str) -> str:

@@ -21,6 +21,7 @@ from caa.controller.images import LedgerImages
 from caa.controller.leader import Leader
 from caa.controller.objects import daemon_sets
 from caa.controller.rounds import Rounds
+from caa.controller.sharedledger import SharedLedger
 from caa.controller.sweeping import Sweeper
 from caa.controller.watches import watch
 from caa.kubernetes.answers import ABSENT, AwayError, RefusedError
@@ -66,10 +67,11 @@ async def _work(
 ) -> None:
     """What the leader does, for ever."""
     await _defined(api, clock)
-    images = LedgerImages(api)
+    ledger = SharedLedger()
+    images = LedgerImages(api, ledger)
     rounds = Rounds(api, wanted, images, clock, lambda: leader.leads)
     images.wake = rounds.wake
-    sweeper = Sweeper(api, cloud, clock, lambda: leader.leads, grace)
+    sweeper = Sweeper(api, cloud, ledger, clock, lambda: leader.leads, grace)
     parts = (watch(api.namespace, rounds.wake, clock), rounds.run(), sweeper.run())
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
@@ -81,6 +83,7 @@ async def _work(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         images.close()
+        ledger.close()
 
 
 async def _own_image(api: ControllerApi, clock: Clock) -> str:

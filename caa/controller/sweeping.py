@@ -12,8 +12,10 @@ from typing import Any
 from caa.clock import Clock
 from caa.controller.api import ControllerApi
 from caa.controller.nodes import LABEL
+from caa.controller.sharedledger import SharedLedger, close_node
 from caa.controller.sweep import GRACE, Nodes, batches, due, orphans, remembered, restored, stored
 from caa.kubernetes.answers import AwayError, RefusedError
+from caa.ledger import LedgerError, StaleWriteError
 from providers.base import ConfigError, MissingError, OwnerScope, Provider, ProviderError
 
 log = logging.getLogger(__name__)
@@ -30,12 +32,14 @@ class Sweeper:
         self,
         api: ControllerApi,
         cloud: Callable[[], tuple[str, Provider] | None],
+        ledger: SharedLedger,
         clock: Clock,
         leads: Callable[[], bool] = lambda: True,
         grace: timedelta = GRACE,
     ) -> None:
         self._api = api
         self._cloud = cloud
+        self._ledger = ledger
         self._clock = clock
         self._leads = leads
         self._grace = grace
@@ -48,7 +52,7 @@ class Sweeper:
             try:
                 await self.sweep()
                 self._complained = ""
-            except (AwayError, RefusedError, ConfigError, ProviderError) as error:
+            except (AwayError, RefusedError, ConfigError, ProviderError, LedgerError, StaleWriteError) as error:
                 if str(error) != self._complained:
                     self._complained = str(error)
                     log.warning("VMs of nodes that are gone are looked for again later: %s", error)
@@ -75,6 +79,7 @@ class Sweeper:
                 ids, rest = await self._end(provider, OwnerScope(cluster, name))
                 ended += ids
                 if not rest:
+                    await asyncio.to_thread(self._close, provider, OwnerScope(cluster, name))
                     await self._let_go(cluster, name)
                     del nodes[name]
         await self._remember(record, nodes)
@@ -105,6 +110,12 @@ class Sweeper:
                 if not isinstance(error, MissingError):
                     log.error("VM %s of node %s, which is gone, could not be ended: %s", name, scope.node, error)
         return ids, bool(found)
+
+    def _close(self, provider: Provider, scope: OwnerScope) -> None:
+        """What the ledger has of the node is over. While it is not, images that its sandboxes had count as used."""
+        shared = self._ledger.get()
+        if shared is not None and (ended := close_node(shared[1], provider, scope, self._clock.now())):
+            log.warning("node %s is gone: its sandboxes %s are over", scope.node, ", ".join(ended))
 
     async def _let_go(self, cluster: str, node: str) -> None:
         """Without this the PeerPods of a node that is gone keep their namespaces for ever."""

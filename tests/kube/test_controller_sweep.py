@@ -10,15 +10,22 @@ from datetime import datetime, timedelta
 import pytest
 
 from caa.controller.api import ControllerApi
+from caa.controller.sharedledger import SharedLedger
 from caa.controller.sweeping import RECORD, Sweeper
 from caa.kubernetes.objects import NODE_LABEL, node_label, peer_pod
+from caa.ledger import open_ledger
+from caa.sandbox import AttemptState, SandboxState
 from providers.aws.provider import AwsProvider
 from tests.clouds.aws.account import Account
 from tests.clouds.aws_lab import Lab
+from tests.clouds.conftest import postgresql, postgresql_ledger
 from tests.clouds.podworld import service_environ
 from tests.controller.cluster import NAMESPACE, SWEEPING, Cluster, called, rights, rules
 from tests.kube.apiserver import KubeApiServer, eventually
+from tests.ledger.samples import attempt, starting
 from tests.unit.test_podevents import sandbox
+
+__all__ = ["postgresql", "postgresql_ledger"]
 
 GRACE = timedelta(minutes=10)
 LABEL = {"node-role.kubernetes.io/kata-oc": ""}
@@ -63,10 +70,11 @@ def launch(lab: Lab, provider: AwsProvider, cluster: str, node: str) -> str:
 
 def sweep(lab: Lab, clock: Clock) -> list[str]:
     async def run() -> list[str]:
-        api = ControllerApi(NAMESPACE)
+        api, ledger = ControllerApi(NAMESPACE), SharedLedger()
         try:
-            return await Sweeper(api, lambda: ("prod", lab.provider()), clock, grace=GRACE).sweep()
+            return await Sweeper(api, lambda: ("prod", lab.provider()), ledger, clock, grace=GRACE).sweep()
         finally:
+            ledger.close()
             await api.close()
 
     return asyncio.run(run())
@@ -118,6 +126,39 @@ def test_a_vm_younger_than_the_grace_time_is_left_alone_and_the_peer_pods_with_i
     assert kube.peer_pods()
     clock.time = made + GRACE
     assert sweep(lab, clock) == [young]
+
+
+def test_a_shared_ledger_says_that_the_sandboxes_of_the_node_are_over(
+    lab: Lab, cluster: Cluster, postgresql_ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube, provider = cluster.kube, lab.provider()
+    for key, value in service_environ(lab.account, CAA_CLUSTER_ID="prod", CAA_LEDGER_URL=postgresql_ledger).items():
+        monkeypatch.setenv(key, value)
+    ledger = open_ledger(postgresql_ledger)
+    try:
+        for number, node in enumerate(("gone", "there")):
+            started = starting(ledger, f"sb-{number}", cluster="prod", node=node, netns_path=f"/run/netns/{number}")
+            ledger.add_attempt(attempt(started.id), sandbox_version=started.version)
+        orphan = launch(lab, provider, "prod", "gone")
+        made = lab.account.one(orphan)["LaunchTime"]
+        since = {"gone": (made - GRACE).isoformat(), "there": ""}
+        kube.do("add", resource="configmaps", namespace=NAMESPACE, body={"metadata": {"name": RECORD}, "data": since})
+        cluster.add_node("there", **LABEL)
+        clock = Clock(made + GRACE)
+        assert sweep(lab, clock) == [orphan]
+        before = ledger.sandbox("sb-0")
+        assert before is not None
+        assert before.state is SandboxState.STARTING, "not before its VM is gone"
+        assert sweep(lab, clock) == []
+        over, alive = ledger.sandbox("sb-0"), ledger.sandbox("sb-1")
+        assert over is not None
+        assert alive is not None
+        assert (over.state, over.failure_reason) == (SandboxState.FAILED, "NodeGone")
+        assert [one.state for one in ledger.attempts("sb-0")] == [AttemptState.ENDED]
+        assert [one.kind for one in ledger.events("sb-0")][-2:] == ["NodeGone", "Ended"]
+        assert alive.state is SandboxState.STARTING
+    finally:
+        ledger.close()
 
 
 def record(kube: KubeApiServer) -> list[str]:
