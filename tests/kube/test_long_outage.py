@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from caa.images.image import ImageState, PodVmImage
+from caa.kubernetes import configobjects
 from caa.kubernetes.api import KubernetesApi
 from caa.kubernetes.configobjects import ConfigObjects
 from caa.kubernetes.objects import RESOURCE
@@ -23,7 +24,7 @@ from caa.ledgerthreads import LedgerThreads
 from caa.sandbox import Attempt, AttemptState, Event, SandboxState
 from providers.base import Offering, OwnerScope
 from tests.clouds.podworld import CLUSTER, NODE
-from tests.kube.apiserver import PATIENCE_SECONDS, KubeApiServer
+from tests.kube.apiserver import PATIENCE_SECONDS, KubeApiServer, eventually
 from tests.kube.test_watched_configuration import CONFIG, SPACE
 from tests.unit.test_podevents import sandbox
 
@@ -199,3 +200,33 @@ def test_what_happens_in_five_minutes_without_the_api_server_is_made_up_for_with
             assert took <= 3 * LONGEST_WAIT
 
     asyncio.run(run())
+
+
+def test_a_watch_is_begun_anew_from_time_to_time_for_its_link_may_be_dead(
+    kube: KubeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig()))
+    monkeypatch.setattr(configobjects, "WATCH_SECONDS", 0.05)
+    kube.do("namespace", name=SPACE)
+
+    def lists() -> int:
+        return sum(call["verb"] == "list" for call in kube.do("called"))
+
+    async def run() -> None:
+        objects, clock = ConfigObjects(SPACE), Clock()
+        task = asyncio.create_task(objects.run(clock))
+        try:
+            await clock.until(lambda: lists() >= 6)
+            before = objects.identity()
+            kube.do("add", resource="configmaps", namespace=SPACE, body={"metadata": {"name": CONFIG}})
+            await clock.until(lambda: objects.identity() != before)
+            assert clock.slept == []
+            # What the server asks for is kept to.
+            kube.do("refuse", code=429, resource="configmaps", verb="list", retry_after=20)
+            await clock.until(lambda: 20.0 in clock.slept)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(run())
+    eventually(lambda: kube.do("watching"), lambda seen: seen == 0)

@@ -158,6 +158,17 @@ def test_no_change_is_lost_when_the_watch_breaks_the_history_is_gone_or_the_serv
     assert types(world) == [TYPE, "m6a.xlarge"]
 
 
+def test_the_command_shows_where_each_key_is_from(world: World, account: Account) -> None:
+    environ = os.environ | account.emulator.environ() | service_environ(account, **world.keys())
+    command = [sys.executable, "-m", "caa.cli.main", "config", "show", "--json"]
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    keys = {one["key"]: (one["value"], one["source"]) for one in json.loads(shown)["keys"]}
+    assert keys["PODVM_INSTANCE_TYPE"] == (TYPE, "ConfigMap")
+    assert keys["TAGS"] == ("********", "Secret")
+    assert keys["CAA_CONFIG_NAMESPACE"] == (SPACE, "environment")
+    assert PASSWORD not in shown
+
+
 def test_without_its_config_map_a_service_goes_on_with_what_it_had(world: World, service: ServiceProcess) -> None:
     world.kube.do("remove", resource="configmaps", namespace=SPACE, name=CONFIG)
     refused = eventually(lambda: status(service)["refused"], bool)
