@@ -36,7 +36,7 @@ soak: lab ## the long fault runs
 	  tests/clouds/test_azure_scarcity.py tests/clouds/test_image_aws.py \
 	  tests/clouds/test_image_azure.py tests/clouds/test_image_ibm.py tests/clouds/test_image_builders.py \
 	  tests/clouds/test_image_hardships.py \
-	  tests/vm/test_image_verity.py tests/vm/test_image_arm64.py
+	  tests/vm/test_image_verity.py tests/vm/test_image_arm64.py tests/kube/test_service_on_kubernetes.py
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay

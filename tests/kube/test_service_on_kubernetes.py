@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.kube.test_manifests import NODE as NODE_ROLE
 from tests.kube.test_manifests import rights
 from tests.lab.service import ServiceProcess, new_id
 
+# The long one is tried on a clock of the test's own in test_long_outage.py.
+OUTAGE_SECONDS = 300 if os.environ.get("CAA_SOAK") else 0
 STARTED = ["OfferingChosen", "Launching", "PodVMRunning"]
 
 
@@ -168,6 +171,7 @@ def test_sandboxes_go_on_while_the_api_server_is_down_and_it_catches_up_even_aft
     started(service, "during")
     service.stop_sandbox(before)
     service.wait_for_state(before, {"stopped"}, 30)
+    time.sleep(OUTAGE_SECONDS)
     service.kill()
     kube.do("set_down", down=False)
     service.start()
