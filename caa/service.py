@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 import caa
 from caa import configuring
 from caa.agentproxy.control import ProxyControl
-from caa.agentproxy.spawn import ensure_proxy
+from caa.agentproxy.spawn import await_proxy, ensure_proxy
 from caa.api.hypervisor import hypervisor_service
 from caa.api.podvminfo import podvminfo_service
 from caa.api.reader import LedgerReader
@@ -100,7 +100,7 @@ class Health:
     """What the health routes say."""
 
     def __init__(self, images: ImageWatch) -> None:
-        self.waiting_for = ["the first reconcile round"]
+        self.waiting_for = ["the agent proxy", "the first reconcile round"]
         self._images = images
 
     def live(self) -> bool:
@@ -178,12 +178,13 @@ async def _serve(
         page = Page(reader, health, images, clock, settings.node_name, provider.name, prices, lambda: auditor.latest)
         app.include_router(page_router(page))
         await stack.enter_async_context(_doors(settings, lifecycle, app))
-        await ensure_proxy(settings.run_dir, settings.state_dir)
+        await (_revive_proxy(settings) if settings.start_proxy else await_proxy(settings.run_dir))
+        health.waiting_for.remove("the agent proxy")
         reconciler = Reconciler(
             node,
             lifecycle,
             ending,
-            revive_proxy=lambda: ensure_proxy(settings.run_dir, settings.state_dir),
+            revive_proxy=lambda: _revive_proxy(settings),
             watcher=auditor.watch,
         )
         stack.push_async_callback(reconciler.close)
@@ -317,6 +318,12 @@ def _node(
         built_image=images.built,
         image_refusal=images.refusal,
     )
+
+
+async def _revive_proxy(settings: Settings) -> None:
+    """Start the agent proxy if none answers and it is ours to start."""
+    if settings.start_proxy:
+        await ensure_proxy(settings.run_dir, settings.state_dir)
 
 
 def _kubernetes() -> KubernetesApi:

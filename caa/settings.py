@@ -84,6 +84,12 @@ class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
         alias="CAA_RUN_DIR",
         description="Holds sockets. CAA_API_SOCKET, REMOTE_HYPERVISOR_ENDPOINT and PODS_DIR are below it by default.",
     )
+    start_proxy: Flag = Field(
+        True,
+        alias="CAA_START_PROXY",
+        description="Whether this service starts an agent proxy (`caa proxy`) where none answers in CAA_RUN_DIR; false "
+        "where something else runs it, such as its own DaemonSet.",
+    )
     ledger_url: str = Field(
         "sqlite:////var/lib/caa/ledger.db",
         alias="CAA_LEDGER_URL",
@@ -118,6 +124,12 @@ class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
         alias="CAA_API_CLIENT_CA_FILE",
         description="CA certificates, PEM. When set, TCP callers must show a client certificate that one of them "
         "signed, and the token too if CAA_API_TOKEN_FILE is set.",
+    )
+    metrics_listen: Listen = Field(
+        None,
+        alias="CAA_METRICS_LISTEN",
+        description="Address where /metrics, /livez, /readyz and /startupz alone are served over plain HTTP, host:port "
+        "or [IPv6 address]:port, to anybody; off by default.",
     )
     hypervisor_socket: SocketPath = Field(
         Path("/run/peerpod/hypervisor.sock"),

@@ -1,4 +1,4 @@
-"""How the control plane makes sure that `caa proxy` runs, in a process that outlives it."""
+"""How the control plane makes sure that `caa proxy` runs: in a process that outlives it, or kept by somebody else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from caa.ttrpc.frames import StatusError
 # A Python process with few imports listens after about 0.2 s; a loaded machine gets ten times the patience twice over.
 START_SECONDS = 5.0
 POLL_SECONDS = 0.02
+# One that somebody else starts comes from the same image on the same machine, so about when this process does.
+OTHER_START_SECONDS = 60.0
+OTHER_POLL_SECONDS = 0.25
 LOG_NAME = "proxy.log"
 PASSED_ON = frozenset({"PATH", "PYTHONPATH", "LANG", "TZ"})
 
@@ -33,6 +36,18 @@ async def ensure_proxy(run_dir: Path, state_dir: Path) -> None:
             break
         await asyncio.sleep(POLL_SECONDS)
     raise OSError(f"the agent proxy did not start within {START_SECONDS:g} s; its log is {run_dir / LOG_NAME}")
+
+
+async def await_proxy(run_dir: Path) -> None:
+    """Return when a proxy answers that somebody else starts. Raises OSError if none does for OTHER_START_SECONDS."""
+    for _ in range(int(OTHER_START_SECONDS / OTHER_POLL_SECONDS)):
+        if await _answers(run_dir):
+            return
+        await asyncio.sleep(OTHER_POLL_SECONDS)
+    raise OSError(
+        f"no agent proxy answers in {run_dir} for {OTHER_START_SECONDS:g} s; with CAA_START_PROXY=false `caa proxy` "
+        "must be run beside this service, with the same CAA_RUN_DIR"
+    )
 
 
 async def _answers(run_dir: Path) -> bool:

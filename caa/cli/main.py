@@ -37,6 +37,7 @@ MODULES = {
     "explain": ("caa.cli.explain", "which instance a pod would get, and why not another one"),
     "audit": ("caa.cli.audit", "what differs between ledger and cloud, and the trail of events"),
     "image": ("caa.cli.image", "the image that pod VMs boot"),
+    "health": ("caa.cli.health", "whether the service or the agent proxy of this node is well, for probes"),
     "db": ("caa.cli.db", "prepare and inspect the ledger's database"),
     "webhook": ("caa.cli.webhook", "size peer pods as they are admitted (on Kubernetes)"),
     "controller": ("caa.cli.controller", "install on the nodes that a KataConfig chooses (on Kubernetes)"),

@@ -288,3 +288,19 @@ def test_files_tls_cannot_use_are_refused_by_key(tmp_path: Path) -> None:
     ):
         said = refused(tmp_path, **(base | {changed: value}))
         assert said.startswith(f"{blamed}: "), said
+
+
+# Metrics for anybody
+
+
+def test_metrics_and_health_may_be_served_to_anybody_and_nothing_else_with_them(tmp_path: Path) -> None:
+    with serving(settings_in(tmp_path, CAA_METRICS_LISTEN=f"127.0.0.1:{free_port()}")) as service:
+        with httpx.Client(base_url=f"http://{service.rest.metrics_address}") as http:
+            answers = {
+                path: http.get(path).status_code for path in ("/metrics", "/readyz", "/v1/sandboxes", "/", "/page")
+            }
+            assert http.post("/v1/sandboxes", json={}).status_code == 404
+        assert answers == {"/metrics": 200, "/readyz": 200, "/v1/sandboxes": 404, "/": 404, "/page": 404}
+        taken = str(service.rest.metrics_address)
+        said = refused(tmp_path / "other", CAA_METRICS_LISTEN=taken)
+    assert said == f"CAA_METRICS_LISTEN: '{taken}': port {taken.split(':')[1]} is in use by another process."

@@ -15,7 +15,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from caa.api.rest.auth import BearerAuth, TokenFile
+from caa.api.rest.auth import OPEN_PATHS, BearerAuth, TokenFile
+from caa.api.rest.problems import http_problem
 from caa.callers import called_by
 from caa.settings import Settings
 from caa.settingtypes import HostPort
@@ -48,6 +49,20 @@ class Named:
             await self._app(scope, receive, send)
 
 
+class OnlyMetrics:
+    """What anybody may know: metrics and health. Everything else is not there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 404."""
+        if scope["type"] != "http" or scope["path"] in {"/metrics", *OPEN_PATHS}:
+            await self._app(scope, receive, send)
+            return
+        await http_problem(404, "Only metrics and health are served here.").response()(scope, receive, send)
+
+
 class RestServer:
     """The REST interface's sockets. The unix socket is for root; TCP wants what the settings say."""
 
@@ -65,10 +80,12 @@ class RestServer:
         self._socket_inode: tuple[int, int] | None = None
         self.tcp_address: HostPort | None = None
         """Where TCP callers reach it, once started."""
+        self.metrics_address: HostPort | None = None
+        """Where metrics are, once started."""
 
     async def start(self) -> None:
         """Bind and begin to serve. Raises ConfigError, with nothing left open, naming the key that must change."""
-        listen = self._settings.api_listen
+        listen, metrics = self._settings.api_listen, self._settings.metrics_listen
         tcp = self._tcp_config() if listen else None
         with contextlib.ExitStack() as undo:
             unix = _unix_listener(self._settings.api_socket)
@@ -77,10 +94,15 @@ class RestServer:
             self._socket_inode = (bound.st_dev, bound.st_ino)
             undo.callback(self._unlink)
             if listen and tcp:
-                connection = _tcp_listener(listen)
+                connection = _tcp_listener("CAA_API_LISTEN", listen)
                 undo.callback(connection.close)
                 self.tcp_address = HostPort(*connection.getsockname()[:2])
                 self._serve(tcp, connection)
+            if metrics:
+                connection = _tcp_listener("CAA_METRICS_LISTEN", metrics)
+                undo.callback(connection.close)
+                self.metrics_address = HostPort(*connection.getsockname()[:2])
+                self._serve(_config(OnlyMetrics(self._app)), connection)
             self._serve(_config(self._app), unix)
             undo.pop_all()
         log.info("REST interface on %s%s", self._settings.api_socket, f" and {self.tcp_address}" if listen else "")
@@ -191,7 +213,7 @@ def _unix_listener(path: Path) -> socket.socket:
     return listener
 
 
-def _tcp_listener(listen: HostPort) -> socket.socket:
+def _tcp_listener(key: str, listen: HostPort) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         return socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG)
@@ -200,4 +222,4 @@ def _tcp_listener(listen: HostPort) -> socket.socket:
             what = f"port {listen.port} is in use by another process."
         else:
             what = f"cannot be listened on: {failure.strerror}."
-        raise ConfigError([Problem("CAA_API_LISTEN", f"'{listen}': {what}")]) from None
+        raise ConfigError([Problem(key, f"'{listen}': {what}")]) from None
