@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from caa.kubernetes.objects import peer_pod
+from tests.deploy.kustomize import render
 from tests.unit.test_podevents import sandbox
 from tests.webhook.test_manifests import VERSIONS
 
 PLACE = Path(__file__).parents[2] / "docker" / "kubernetes" / "node"
 
 
-def manifests() -> Iterator[dict[str, Any]]:
-    """All that the kustomization names; it uses `resources` and nothing else."""
-    kustomization = yaml.safe_load((PLACE / "kustomization.yaml").read_text())
-    assert set(kustomization) == {"apiVersion", "kind", "resources"}
-    for name in kustomization["resources"]:
-        yield from yaml.safe_load_all((PLACE / name).read_text())
+def manifests() -> list[dict[str, Any]]:
+    """All that the kustomization makes."""
+    return render(PLACE)
 
 
 def of_kind(kind: str) -> dict[str, Any]:
