@@ -24,7 +24,7 @@ from lightkube.types import PatchType
 
 from caa.controller.kataconfig import GROUP, PLURAL, VERSION, KataConfig
 from caa.controller.nodes import LABEL
-from caa.controller.reading import COMPONENT, MANAGER
+from caa.controller.reading import MANAGER
 from caa.kubernetes.answers import ABSENT, CONFLICT, AwayError, connected, fine, translated
 from caa.kubernetes.api import PeerPod
 from caa.kubernetes.objects import NODE_LABEL, node_label
@@ -108,13 +108,9 @@ class ControllerApi:
         found = await self._all(_DaemonSet, namespace=self.namespace)
         return {one["metadata"]["name"]: one for one in found}
 
-    async def service_pods(self) -> list[Body]:
-        """Pods of the controller's DaemonSets."""
-        return [
-            one
-            for one in await self._all(_Pod, namespace=self.namespace)
-            if COMPONENT in (one["metadata"].get("labels") or {})
-        ]
+    async def own_pods(self) -> list[Body]:
+        """Pods of the controller's namespace."""
+        return await self._all(_Pod, namespace=self.namespace)
 
     async def every_pod(self) -> AsyncIterator[Body]:
         """Pods of the whole cluster. There is no field selector for a runtime class."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from caa.controller.nodes import LABEL
-from caa.controller.reading import COMPONENT, MANAGED_BY, MANAGER
+from caa.controller.reading import MANAGED_BY, MANAGER
 from caa.controller.world import RUNTIME_CLASS
 from providers.base import ConfigError, Problem
 
@@ -51,11 +51,9 @@ def _wrong(message: str) -> ConfigError:
 
 def _placed(body: Body, namespace: str, image: str) -> Body:
     body = copy.deepcopy(body)
-    metadata, template = body["metadata"], body["spec"]["template"]
+    metadata, spec = body["metadata"], body["spec"]["template"]["spec"]
     metadata["namespace"] = namespace
     metadata.setdefault("labels", {})[MANAGED_BY] = MANAGER
-    template.setdefault("metadata", {}).setdefault("labels", {})[COMPONENT] = metadata["name"]
-    spec = template["spec"]
     spec.setdefault("nodeSelector", {})[LABEL] = ""
     for container in (*spec.get("initContainers", ()), *spec["containers"]):
         if container["image"] == PLACEHOLDER:

@@ -13,8 +13,6 @@ Body = Mapping[str, Any]
 
 # Set on everything that the controller makes, and what it may remove.
 MANAGED_BY, MANAGER = "app.kubernetes.io/managed-by", "caa-controller"
-# Set on the Pods of its DaemonSets: the name of theirs.
-COMPONENT = "caa.peerpods.io/component"
 # Reasons of a waiting container that does not become better by waiting. Kubernetes goes on trying all the same.
 _STUCK = frozenset(
     {
@@ -39,17 +37,18 @@ def node(body: Body) -> Node:
 
 
 def service_pod(body: Body) -> ServicePod | None:
-    """A Pod of one of our DaemonSets; None for one that is on no node yet or has ended, and is replaced."""
+    """A DaemonSet's Pod; None for any other one, and for one that is on no node yet or has ended, and is replaced."""
     metadata, status = body["metadata"], body.get("status") or {}
     where = (body.get("spec") or {}).get("nodeName") or _meant_for(body)
-    if not where or status.get("phase") in _ENDED:
+    owner = next((one for one in metadata.get("ownerReferences") or () if one.get("kind") == "DaemonSet"), None)
+    if owner is None or not where or status.get("phase") in _ENDED:
         return None
     conditions: Iterable[Body] = status.get("conditions") or ()
     ready = next((one for one in conditions if one.get("type") == "Ready"), {})
     since = metadata.get("deletionTimestamp") or ready.get("lastTransitionTime") or metadata["creationTimestamp"]
     return ServicePod(
         node=where,
-        component=(metadata.get("labels") or {}).get(COMPONENT, ""),
+        component=owner["name"],
         ready=ready.get("status") == "True",
         ending=bool(metadata.get("deletionTimestamp")),
         since=datetime.fromisoformat(since),

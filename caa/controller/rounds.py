@@ -148,7 +148,7 @@ class Rounds:
         if not configs:
             return World(self._clock.now())
         nodes, pods, classes = await asyncio.gather(
-            self._api.nodes(), self._api.service_pods(), self._api.runtime_classes()
+            self._api.nodes(), self._api.own_pods(), self._api.runtime_classes()
         )
         self._live = await self._api.daemon_sets()
         ours = {name: one for name, one in self._live.items() if _managed(one)}
@@ -157,10 +157,10 @@ class Rounds:
             now=self._clock.now(),
             configs=tuple(configs),
             nodes=tuple(node(one) for one in nodes),
-            pods=tuple(pod for one in pods if (pod := service_pod(one)) is not None),
+            pods=tuple(pod for one in pods if (pod := service_pod(one)) is not None and pod.component in self._wanted),
             components=tuple(self._wanted),
             daemon_sets=frozenset(ours),
-            rolling=any(rolling(one) for one in ours.values()),
+            rolling=any(rolling(one) for name, one in self._live.items() if name in self._wanted),
             classes=tuple(read_class(one) for one in classes),
             image=await self._images.look(),
             trouble=self._trouble or self._images.trouble,
@@ -204,7 +204,7 @@ class Rounds:
     async def _ensure_daemon_set(self, name: str) -> None:
         live = self._live.get(name)
         if live is not None and not _managed(live):
-            raise RefusedError(409, f"there is one that {MANAGER} did not make")
+            return  # somebody else's, who sees to it
         if (body := _written(self._wanted[name], live)) is not None:
             await self._api.write_daemon_set(body)
             self.wake()

@@ -13,7 +13,7 @@ import kopf
 
 from caa.clock import Clock
 from caa.controller.kataconfig import GROUP, PLURAL, VERSION
-from caa.controller.reading import COMPONENT, node
+from caa.controller.reading import node
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def registry(wake: Callable[[], None]) -> kopf.OperatorRegistry:
 
     kopf.on.event(GROUP, VERSION, PLURAL, registry=made)(happened)
     kopf.on.event("", "v1", "nodes", registry=made)(node_happened)
-    kopf.on.event("", "v1", "pods", labels={COMPONENT: kopf.PRESENT}, registry=made)(happened)
+    kopf.on.event("", "v1", "pods", registry=made)(happened)
     kopf.on.event("apps", "v1", "daemonsets", registry=made)(happened)
     kopf.on.event("node.k8s.io", "v1", "runtimeclasses", registry=made)(happened)
     return made

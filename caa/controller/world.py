@@ -62,9 +62,9 @@ class RuntimeClass:
 class World:
     """Everything that is decided by.
 
-    `components` are the DaemonSets that every node shall run, `daemon_sets` those that exist, `rolling` whether one of
-    these is being replaced pod by pod. `peer_pods` is None while nobody looked: it takes a list of all pods of the
-    cluster. `trouble` is what went wrong with the last round's writes, "" when nothing did.
+    `components` are the DaemonSets that every node shall run, `daemon_sets` those that the controller made, `rolling`
+    whether the pods of one are being replaced one by one. `peer_pods` is None while nobody looked: it takes a list of
+    all pods of the cluster. `trouble` is what went wrong with the last round's writes, "" when nothing did.
     """
 
     now: datetime

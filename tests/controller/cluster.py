@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from caa.controller.nodes import LABEL
-from caa.controller.reading import COMPONENT
 from tests.kube.apiserver import KubeApiServer, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -139,19 +138,21 @@ class Cluster:
         for pod in wanted.keys() - there:
             name, node = wanted[pod]
             assert sets[name]["spec"]["template"]["spec"]["nodeSelector"] == {LABEL: ""}
-            self.start_pod(name, node, sets[name]["spec"]["template"]["metadata"]["labels"])
+            self.start_pod(sets[name], node)
 
-    def start_pod(self, daemon_set: str, node: str, labels: dict[str, str], **status: Any) -> None:
+    def start_pod(self, daemon_set: dict[str, Any], node: str) -> None:
+        name = daemon_set["metadata"]["name"]
+        owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": name, "uid": daemon_set["metadata"]["uid"]}
         body = {
-            "metadata": {"name": f"{daemon_set}-{node}", "labels": labels},
+            "metadata": {"name": f"{name}-{node}", "ownerReferences": [owner]},
             "spec": {"nodeName": node},
-            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], **status},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
         }
         self.kube.do("add", resource="pods", namespace=NAMESPACE, body=body)
 
     def service_pods(self) -> list[dict[str, Any]]:
         found = self.kube.do("listed", resource="pods", namespace=NAMESPACE)
-        return [one for one in found if COMPONENT in one["metadata"].get("labels", {})]
+        return [one for one in found if one["metadata"].get("ownerReferences")]
 
     def run_pod(self, name: str, node: str, runtime_class: str = "kata-remote") -> None:
         spec = {"nodeName": node, "runtimeClassName": runtime_class}

@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 
 from caa.controller.kataconfig import FINALIZER
+from caa.controller.objects import SHIPPED, daemon_sets, runtime_class
 from tests.controller.cluster import DELETING, IMAGE, NAMESPACE, SWEEPING, Cluster, called, manifests, rights, rules
 from tests.controller.test_kataconfig import VERSIONS as STATUSES
 from tests.kube.apiserver import KubeApiServer, eventually
@@ -199,17 +200,34 @@ def test_a_second_kata_config_is_told_that_it_is_ignored(cluster: Cluster) -> No
     assert cluster.labelled() == ["w0", "w1"]
 
 
-def test_daemon_sets_that_are_refused_or_another_s_are_told_and_the_rest_goes_on(cluster: Cluster) -> None:
+def test_daemon_sets_and_a_class_that_somebody_else_made_are_used_and_left_there(cluster: Cluster) -> None:
     kube = cluster.kube
-    other = {"metadata": {"name": "caa-proxy"}, "spec": {"selector": {}, "template": {}}}
-    kube.do("add", resource="daemonsets", namespace=NAMESPACE, body=other)
-    kube.do("add", resource="kataconfigs", body={"metadata": {"name": "example"}, "spec": {"enablePeerPods": True}})
+    made = [*daemon_sets(SHIPPED, NAMESPACE, "theirs:1").values(), runtime_class()]
+    for body in made:
+        del body["metadata"]["labels"]
+        resource, namespace = ("daemonsets", NAMESPACE) if body["kind"] == "DaemonSet" else ("runtimeclasses", "")
+        kube.do("add", resource=resource, namespace=namespace, body=body)
+    before = kube.do("listed", resource="daemonsets"), kube.do("listed", resource="runtimeclasses")
+    cluster.add()
+    controller = cluster.controller()
+    cluster.until(lambda: cluster.progress() == ("False", ""), controller)
+    assert cluster.config()["status"]["kataNodes"]["readyNodeCount"] == 2
+    cluster.delete()
+    cluster.until(lambda: gone(cluster), controller)
+    assert cluster.labelled() == []
+    assert (kube.do("listed", resource="daemonsets"), kube.do("listed", resource="runtimeclasses")) == before
+
+
+def test_what_the_api_server_refuses_is_told_and_the_rest_goes_on(cluster: Cluster) -> None:
+    kube = cluster.kube
+    kube.do("refuse", code=403, resource="daemonsets", verb="create", times=2)
+    cluster.add()
     cluster.controller()
     eventually(cluster.progress, lambda seen: seen == ("True", "Failed"))
     message = cluster.config()["status"]["conditions"][0]["message"]
-    assert message == "DaemonSet caa-proxy: there is one that caa-controller did not make"
+    assert message == "DaemonSet caa-serve: the test refuses create daemonsets"
     assert cluster.labelled() == ["w0", "w1"]
-    kube.do("remove", resource="daemonsets", namespace=NAMESPACE, name="caa-proxy")
+    cluster.relabel("w0", wake="1")
     cluster.install()
 
 

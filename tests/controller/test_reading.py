@@ -13,8 +13,8 @@ MADE, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 
 
 def pod(**status: Any) -> dict[str, Any]:
-    labels = {"caa.peerpods.io/component": "caa-serve"}
-    metadata = {"name": "caa-serve-x", "namespace": "n", "labels": labels, "creationTimestamp": MADE}
+    owners = [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "caa-serve", "uid": "u"}]
+    metadata = {"name": "caa-serve-x", "namespace": "n", "ownerReferences": owners, "creationTimestamp": MADE}
     return {"metadata": metadata, "spec": {"nodeName": "w0"}, "status": status}
 
 
@@ -66,6 +66,14 @@ def test_a_pod_that_is_not_scheduled_yet_is_of_the_node_that_it_is_meant_for() -
     assert found is not None
     assert found.node == "w1"
     del body["spec"]
+    assert service_pod(body) is None
+
+
+def test_a_pod_of_no_daemon_set_is_none_of_these() -> None:
+    body = pod()
+    body["metadata"]["ownerReferences"][0]["kind"] = "ReplicaSet"
+    assert service_pod(body) is None
+    del body["metadata"]["ownerReferences"]
     assert service_pod(body) is None
 
 
