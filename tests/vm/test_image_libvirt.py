@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,6 +95,34 @@ def test_without_the_right_the_reason_is_told_and_nothing_is_left(lab: ImageLab,
     assert "refuses this user" in said
     assert volumes(lab, pool) == set()
     assert not list((lab.directory / "state").glob("image*"))
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mmdebstrap") is None, reason="building an image needs root and mmdebstrap"
+)
+def test_deleting_while_it_is_built_from_nothing_ends_its_tools_and_leaves_nothing(
+    lab: ImageLab, pool: libvirt.virStoragePool
+) -> None:
+    state = lab.directory / "state" / "image"
+    builder = lab.begin("ensure", PODVM_IMAGE_URI="")
+    deadline = time.monotonic() + 120
+    while not list(state.glob(".image-*/root/var/lib/dpkg/status")):  # in the middle of mmdebstrap
+        assert builder.process.is_alive(), builder.said
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lab.run("delete")
+    assert builder.wait() == 1
+    assert "asked for the end" in builder.said
+    assert not state.exists()
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(state).encode() in _content(path)]
+    assert volumes(lab, pool) == set()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process ended meanwhile
+        return b""
 
 
 # Without room, or with a tool that hangs
