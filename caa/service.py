@@ -59,7 +59,8 @@ from caa.starting import Starting
 from caa.threads import bound_others
 from caa.ttrpc.server import Server
 from caa.tunnels import Tunnels
-from caa.web.login import BrowserLogin
+from caa.web.actions import OperatorActions, action_router
+from caa.web.login import browser_login
 from caa.web.page import Page, page_router
 from imagebuilder.publish import registry as publishers
 from providers.base import ConfigError, OwnerScope, Problem, Provider, ProviderError
@@ -177,6 +178,7 @@ async def _serve(
         app = build_app(lifecycle, reader, health, reload, images, metadata, auditor, metrics)
         page = Page(reader, health, images, clock, settings.node_name, provider.name, prices, lambda: auditor.latest)
         app.include_router(page_router(page))
+        app.include_router(action_router(OperatorActions(lifecycle.stop, auditor.fix, images.retry)))
         await stack.enter_async_context(_doors(settings, lifecycle, app))
         await (_revive_proxy(settings) if settings.start_proxy else await_proxy(settings.run_dir))
         health.waiting_for.remove("the agent proxy")
@@ -364,7 +366,7 @@ def _pull_secrets(api: KubernetesApi, settings: Settings) -> PullSecrets:
 async def _doors(settings: Settings, lifecycle: Lifecycle, app: ASGIApp) -> AsyncIterator[None]:
     """Both front doors, open."""
     shim_door = Server({**hypervisor_service(lifecycle), **podvminfo_service(lifecycle)})
-    rest_door = RestServer(app, settings, BrowserLogin)
+    rest_door = RestServer(app, settings, browser_login(settings.operator_token_file))
     try:
         await shim_door.listen(str(settings.hypervisor_socket))
     except OSError as error:

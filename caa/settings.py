@@ -113,6 +113,12 @@ class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
         description="File with the bearer token that TCP callers must give. Not readable by others; read again "
         "when it changes.",
     )
+    operator_token_file: AbsolutePath | None = Field(
+        None,
+        alias="CAA_OPERATOR_TOKEN_FILE",
+        description="File with another token, for people: who logs into the page with it may stop sandboxes there, put "
+        "right what an audit found, and have a failed image built again. Needs CAA_API_TOKEN_FILE.",
+    )
     api_cert_file: AbsolutePath | None = Field(
         None, alias="CAA_API_CERT_FILE", description="Certificate chain of the REST interface over TCP, PEM."
     )
@@ -342,6 +348,8 @@ def _api_problems(settings: Settings) -> Iterator[Problem]:
             "CAA_API_CERT_FILE", "is required when CAA_API_CLIENT_CA_FILE is set, for client certificates need TLS."
         )
     listen = settings.api_listen
+    if settings.operator_token_file is not None and settings.api_token_file is None:
+        yield Problem("CAA_OPERATOR_TOKEN_FILE", "is not allowed without CAA_API_TOKEN_FILE.")
     if listen is None:
         return
     if settings.api_token_file is None and settings.api_client_ca_file is None:

@@ -1,4 +1,7 @@
-"""The routes of the page. All are GET and change nothing; what they send holds no secret but needs the same proof."""
+"""The routes of the page. All are GET and change nothing; what they send holds no secret but needs the same proof.
+
+What changes something is in `caa.web.actions`; `proof` is what its forms bring along, "" where there are none.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from caa.images.image import OPEN_STATES, PodVmImage
 from caa.phases import phases_of
 from caa.prices import Prices
 from caa.sandbox import SandboxState
+from caa.web.actions import proof_of
 from caa.web.views import bars, row
 
 # Those that are not over are always shown; those that ended, for a day.
@@ -74,21 +78,21 @@ class Page:
     audit: Callable[[], Audit | None] = lambda: None
     """The newest comparison of ledger and cloud."""
 
-    async def whole(self) -> str:
+    async def whole(self, proof: str = "") -> str:
         """The page itself."""
         now = self.clock.now()
         records = await self.reader.recent(now - ENDED_FOR, ROWS)
         rows = [row(record, self.provider, self.prices, now) for record in records]
         last = await self.reader.last_event_id()
         states = [state.value for state in SandboxState]
-        status = await self.status(_counts(records))
+        status = await self.status(_counts(records), proof)
         return _render("page.html", rows=rows, states=states, last=last, node=self.node, status=status)
 
     async def counts(self) -> Counter[str]:
         """The sandboxes on the page, by state."""
         return _counts(await self.reader.recent(self.clock.now() - ENDED_FOR, ROWS))
 
-    async def status(self, counts: Counter[str]) -> str:
+    async def status(self, counts: Counter[str], proof: str) -> str:
         """Node health, sandboxes by state, the image being built, and what an audit found."""
         open_images = [image for image in await self.images.images() if image.state in OPEN_STATES]
         audit = self.audit()
@@ -100,6 +104,7 @@ class Page:
             image=_image(open_images[0]) if open_images else None,
             audited=audit is not None,
             differences=audit.differences if audit else (),
+            proof=proof,
         )
 
     async def changed(self, after: int) -> tuple[int, dict[str, str]]:
@@ -113,7 +118,7 @@ class Page:
                 rows[sandbox_id] = _render("row.html", row=row(record, self.provider, self.prices, now))
         return max((event.id or 0 for event in events), default=after), rows
 
-    async def timeline(self, sandbox_id: str) -> str:
+    async def timeline(self, sandbox_id: str, proof: str = "") -> str:
         """One sandbox. Raises NotFoundError."""
         record = await self.reader.sandbox(sandbox_id)
         if record is None:
@@ -122,9 +127,11 @@ class Page:
         now = self.clock.now()
         shown = row(record, self.provider, self.prices, now)
         last = await self.reader.last_event_id()
-        return _render("sandbox.html", row=shown, bars=bars(phases_of(events), now), events=events, last=last)
+        return _render(
+            "sandbox.html", row=shown, bars=bars(phases_of(events), now), events=events, last=last, proof=proof
+        )
 
-    async def stream(self, after: int) -> AsyncIterator[str]:
+    async def stream(self, after: int, proof: str = "") -> AsyncIterator[str]:
         """Server-sent events: `rows` when something happened, `status` when that differs."""
         said, counts, stale, look = "", Counter[str](), True, 0
         while True:
@@ -137,7 +144,7 @@ class Page:
                 if look % _STATUS_LOOKS == 0:
                     if stale:
                         counts, stale = await self.counts(), False
-                    status = await self.status(counts)
+                    status = await self.status(counts, proof)
                     if status != said:
                         said = status
                         yield f"event: status\ndata: {json.dumps(status)}\n\n"
@@ -154,19 +161,19 @@ def page_router(page: Page) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def whole() -> Response:
-        return HTMLResponse(await page.whole(), headers=HEADERS)
+    async def whole(request: Request) -> Response:
+        return HTMLResponse(await page.whole(proof_of(request)), headers=HEADERS)
 
     @router.get("/sandboxes/{id}")
-    async def timeline(sandbox_id: Annotated[str, Path(alias="id", max_length=64)]) -> Response:
-        return HTMLResponse(await page.timeline(sandbox_id), headers=HEADERS)
+    async def timeline(request: Request, sandbox_id: Annotated[str, Path(alias="id", max_length=64)]) -> Response:
+        return HTMLResponse(await page.timeline(sandbox_id, proof_of(request)), headers=HEADERS)
 
     @router.get("/events")
     async def stream(request: Request, after: int = 0) -> Response:
         # What a browser that reconnects saw last.
         seen = request.headers.get("last-event-id", "")
         start = int(seen) if seen.isascii() and seen.isdigit() else after
-        return StreamingResponse(page.stream(start), media_type="text/event-stream", headers=HEADERS)
+        return StreamingResponse(page.stream(start, proof_of(request)), media_type="text/event-stream", headers=HEADERS)
 
     @router.get("/static/{name}")
     async def static(name: str) -> Response:

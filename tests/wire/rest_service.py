@@ -26,6 +26,7 @@ from caa.auditing import Fixed
 from caa.clock import SystemClock
 from caa.errors import CallError, ConflictError, DeadlineError, InvalidInputError, NotFoundError, StartFailedError
 from caa.explain import Explanation, explain
+from caa.images.image import PodVmImage
 from caa.images.watch import ImageWatch
 from caa.ledger import Ledger, SandboxExists, open_ledger, upgrade
 from caa.ledgerthreads import LedgerThreads
@@ -36,7 +37,8 @@ from caa.sandbox import Attempt, AttemptState, CreateRequest, Event, Sandbox, Sa
 from caa.settings import Settings, load
 from caa.sizing import Policy, requirements
 from caa.unavailable import Unavailable
-from caa.web.login import BrowserLogin
+from caa.web.actions import OperatorActions, action_router
+from caa.web.login import browser_login
 from caa.web.page import Page, page_router
 from providers.base import Offering
 
@@ -173,6 +175,24 @@ class SwitchableHealth:
         return self.begun
 
 
+class PageImages:
+    """The images on the page; a test may exchange them."""
+
+    key = "PODVM_AMI_ID"
+    image_id = ""
+
+    def __init__(self) -> None:
+        self.shown: list[PodVmImage] = []
+        self.retried = 0
+
+    async def images(self) -> list[PodVmImage]:
+        return self.shown
+
+    async def retry(self) -> PodVmImage:
+        self.retried += 1
+        return self.shown[0]
+
+
 class Service:
     """A running REST interface and what stands behind it."""
 
@@ -189,11 +209,14 @@ class Service:
         )
         self.audit = Audit(BORN, ())
         """What an audit finds; a test may exchange it."""
+        self.fixed = 0
+        """How often somebody had it put right."""
         self.app = build_app(self.lifecycle, LedgerReader(ledger), self.health, self, images, metadata, self, self)
+        self.images = PageImages()
         page = Page(
             LedgerReader(ledger),
             self.health,
-            images,
+            self.images,
             SystemClock(),
             "node-1",
             "aws",
@@ -201,12 +224,14 @@ class Service:
             lambda: self.audit,
         )
         self.app.include_router(page_router(page))
-        self.rest = RestServer(self.app, settings, BrowserLogin)
+        self.app.include_router(action_router(OperatorActions(self.lifecycle.stop, self.fix, self.images.retry)))
+        self.rest = RestServer(self.app, settings, browser_login(settings.operator_token_file))
 
     async def look(self) -> Audit:
         return self.audit
 
     async def fix(self) -> list[Fixed]:
+        self.fixed += 1
         return [Fixed(finding, "", "left alone") for finding in self.audit.differences]
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:

@@ -27,8 +27,9 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/startupz"})
 class TokenFile:
     """The token in a file, read again when the file changes. Raises ConfigError when it cannot serve at first."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, key: str = KEY) -> None:
+        """`key` of the configuration is named in errors."""
+        self._path, self._key = path, key
         self._seen: tuple[int, int, int] | None = None
         self._token = b""
         self._refresh()
@@ -53,6 +54,10 @@ class TokenFile:
         self.fits(b"")
         return bool(self._token) and hmac.compare_digest(cookie.encode(), self.page_cookie().encode())
 
+    def form_proof(self) -> str:
+        """What a form of the page brings along, so that no other site's form passes for one."""
+        return hmac.new(self._token, b"the page's forms", "sha256").hexdigest()
+
     def _refresh(self) -> None:
         try:
             with self._path.open("rb") as stream:
@@ -75,7 +80,7 @@ class TokenFile:
         self._token, self._seen = token, seen
 
     def _error(self, what: str) -> ConfigError:
-        return ConfigError([Problem(KEY, f"{str(self._path)!r} {what}.")])
+        return ConfigError([Problem(self._key, f"{str(self._path)!r} {what}.")])
 
 
 class BearerAuth:

@@ -43,7 +43,9 @@ async function refreshOne() {
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("one");
   const links = [...one.querySelectorAll("a")], focused = links.indexOf(document.activeElement);
+  const open = one.querySelector("details")?.open;
   one.replaceChildren(...fresh.childNodes);
+  if (open) one.querySelector("details")?.setAttribute("open", "");
   if (focused >= 0) one.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
 }
 
