@@ -33,7 +33,7 @@ IDLE_SECONDS = 60.0
 HELD_SECONDS = 15.0
 # Of a burst of changes, one round for all; and at most a fifth of the time is spent on rounds, which list all nodes.
 SETTLE_SECONDS = 0.2
-_REST = 4.0
+_REST, LONGEST_REST = 4.0, 10.0
 # Between tries while the API server is away.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 # Reasons that somebody has to do something about.
@@ -112,7 +112,7 @@ class Rounds:
                 self._news.clear()
             taken = self._clock.monotonic() - begun
             await self._wait(pause)
-            await self._clock.sleep(max(SETTLE_SECONDS, _REST * taken))
+            await self._clock.sleep(min(max(SETTLE_SECONDS, _REST * taken), LONGEST_REST))
 
     async def _wait(self, pause: float) -> None:
         """Until there is news, or so many seconds."""
@@ -171,6 +171,7 @@ class Rounds:
     async def _act(self, world: World, do: Decision) -> None:
         configs = {config.name: config for config in world.configs}
         if do.adopt:
+            self._still_leads()
             config = configs[do.adopt]
             await self._api.set_finalizers(config, [*config.finalizers, FINALIZER])
             self.wake()  # it has a new version now, which its status needs
@@ -182,6 +183,7 @@ class Rounds:
                 await self._each(f"node {name}", self._api.label(name, value))
         await self._act_on_objects(do)
         if do.delete_image:
+            self._still_leads()
             self._images.delete()
         for name in do.release:
             self._still_leads()

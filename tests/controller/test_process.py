@@ -121,7 +121,7 @@ def test_one_of_two_leads_and_the_other_takes_over(cluster: Cluster) -> None:
     cluster.until(lambda: cluster.progress() == ("False", ""), first)
     second = cluster.controller()
     eventually(second.log, lambda text: "leads, and" in text)
-    assert cluster.kube.do("watching", resource="nodes") == 1
+    eventually(lambda: cluster.kube.do("watching", resource="nodes"), lambda seen: seen == 1)
     first.stop()
     cluster.add_node("w2")
     cluster.until(lambda: cluster.config()["status"]["kataNodes"]["nodeCount"] == 3, second)
