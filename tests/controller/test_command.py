@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from caa.controller.nodes import LABEL
-from caa.controller.objects import SHIPPED, change, daemon_sets
+from caa.controller.objects import SHIPPED, change, daemon_sets, runtime_class
 from providers.base import ConfigError
 
+NODE = Path(__file__).parents[2] / "docker" / "kubernetes" / "node"
 # A Python in which the extra is not installed.
 WITHOUT = """
 import sys
@@ -66,6 +67,14 @@ def test_what_ships_goes_onto_our_nodes_whatever_their_taints_with_our_image() -
         assert {one["image"] for one in spec["containers"]} == {"registry.example.com/caa:7"}
         selector = body["spec"]["selector"]["matchLabels"]
         assert selector.items() <= body["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_the_controller_makes_what_an_overlay_installs() -> None:
+    for name in ("serve.yaml", "proxy.yaml"):
+        assert (SHIPPED / name).read_text() == (NODE / name).read_text(), f"copy {name} from docker/kubernetes/node"
+    made = runtime_class()
+    del made["metadata"]["labels"]
+    assert made == yaml.safe_load((NODE / "runtimeclass.yaml").read_text())
 
 
 def test_an_image_of_another_name_stays_as_it_is(tmp_path: Path) -> None:
