@@ -20,7 +20,7 @@ from caa.knownkeys import suspects
 from caa.logs import set_up_logging
 from caa.node import Node
 from caa.settings import Settings
-from caa.sources import Identity, Merged, Source, Sources
+from caa.sources import Identity, Merged, Sources
 from providers.base import ConfigError, Problem, ProviderError
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 # A cloud or a ledger that could not answer may do so soon.
 BUSY_SECONDS = 10.0
-# A password or key is longer; a flag, a region or a size is not worth hiding, and may stand in any sentence.
-SHORTEST_SECRET = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ class Reload:
             if changed:
                 await self._take_over(effective)
         except ConfigError as error:
-            await self._refuse((*changed, *waiting), _hidden(error.problems, merged), RETRY_SECONDS)
+            await self._refuse((*changed, *waiting), merged.hidden(error.problems), RETRY_SECONDS)
         except (ProviderError, UnavailableError) as error:
             problem = Problem("", f"it cannot be checked now: {error}")
             await self._refuse((*changed, *waiting), [problem], BUSY_SECONDS)
@@ -193,19 +191,6 @@ class Reload:
 
     def _warnings(self, merged: Merged) -> tuple[str, ...]:
         return tuple(map(str, suspects(merged.sources, self._known)))
-
-
-def _hidden(problems: Iterable[Problem], merged: Merged) -> list[Problem]:
-    """Without any value from the Secret: more people read events and logs. Short ones say nothing anyway."""
-    values = [
-        value.strip()
-        for key, value in merged.values.items()
-        if merged.sources[key] is Source.SECRET and len(value.strip()) >= SHORTEST_SECRET
-    ]
-    # The longest first, for one may be part of another.
-    for value in sorted(values, key=len, reverse=True):
-        problems = [replace(problem, message=problem.message.replace(value, "****")) for problem in problems]
-    return list(problems)
 
 
 def _changes(keys: list[str]) -> str:

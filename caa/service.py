@@ -79,6 +79,7 @@ def run(environ: MutableMapping[str, str]) -> int:
     `environ` is the process's own: it gets the mounted keys that the cloud's SDK reads there.
     """
     misspelt: Iterable[Suspect] = ()
+    merged = Merged({}, {})
     try:
         objects = open_objects(environ)
         sources = Sources(environ, objects)
@@ -89,7 +90,8 @@ def run(environ: MutableMapping[str, str]) -> int:
         set_up_logging(configured.settings.log_format, configured.settings.log_level)
         asyncio.run(_serve(configured, sources, merged, objects))
     except (ConfigError, OSError) as error:
-        for line in str(error).splitlines():
+        told = configuring.lines(merged.hidden(error.problems)) if isinstance(error, ConfigError) else [str(error)]
+        for line in told:
             print(f"caa: {line}", file=sys.stderr)
         for suspect in misspelt:  # one of them may be why
             print(f"caa: warning: {suspect}", file=sys.stderr)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -23,6 +23,9 @@ CONFIG_DIR, SECRET_DIR, NAMESPACE = "CAA_CONFIG_DIR", "CAA_SECRET_DIR", "CAA_CON
 LARGEST_BYTES = 1 << 20
 # How often a directory that changes while it is read is read again. Kubernetes changes one once a minute at most.
 _TRIES = 100
+# A password or key is longer; a flag, a region or a size may stand in any sentence, and is not worth hiding there.
+SHORTEST_SECRET = 8
+MASK = "********"
 _DATA = "..data"
 # What Kubernetes allows as a key of either object.
 _KEY = re.compile(r"[-._a-zA-Z0-9]+")
@@ -57,6 +60,22 @@ class Merged:
     def over(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The whole as one environment, for readers that know of no other source."""
         return {**environ, **self.values}
+
+    def hidden(self, problems: Iterable[Problem]) -> list[Problem]:
+        """What is wrong, without what is in the Secret: more people read logs and events."""
+        secrets = {key: text for key, value in self.values.items() if (text := value.strip()) and self._secret(key)}
+        everywhere = {text for text in secrets.values() if len(text) >= SHORTEST_SECRET}
+        found = []
+        for problem in problems:
+            message, own = problem.message, {secrets[problem.key]} if problem.key in secrets else set()
+            # The longest first, for one may be part of another.
+            for text in sorted(everywhere | own, key=len, reverse=True):
+                message = message.replace(text, MASK)
+            found.append(replace(problem, message=message))
+        return found
+
+    def _secret(self, key: str) -> bool:
+        return self.sources.get(key) is Source.SECRET
 
 
 class _ChangedError(Exception):

@@ -16,8 +16,6 @@ from caa.cli.main import FAILED
 if TYPE_CHECKING:
     from providers.base import Problem, Provider
 
-MASK = "********"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`check`, `show` and `docs`."""
@@ -64,7 +62,10 @@ def _check(environ: Mapping[str, str]) -> int:
     for suspect in suspects(merged.sources, configuring.known_names()):
         print(f"caa: warning: {suspect}", file=sys.stderr)
     configuring.hand_to_sdk(merged, os.environ)
-    configured = configuring.build(merged.values)
+    try:
+        configured = configuring.build(merged.values)
+    except ConfigError as error:
+        raise ConfigError(merged.hidden(error.problems)) from None
     try:
         problems = [*_price_problems(configured.settings.prices_file), *configured.provider.check()]
         problems += [] if problems else _shortages(configured.provider)
@@ -73,7 +74,7 @@ def _check(environ: Mapping[str, str]) -> int:
     finally:
         configured.provider.close()
     if problems:
-        return _told(str(ConfigError(problems)))
+        return _told(str(ConfigError(merged.hidden(problems))))
     print(f"the configuration of {configured.settings.cloud_provider} is right")
     return 0
 
@@ -106,7 +107,7 @@ def _show(environ: Mapping[str, str], *, as_json: bool) -> int:
     from caa.configplaces import open_sources
     from caa.knownkeys import WITHOUT_USE, keys_of, suspects
     from caa.settings import derived
-    from caa.sources import Source
+    from caa.sources import MASK, Source
 
     merged = open_sources(environ).read()
     found = derived(merged.values) | {"NODE_NAME": socket.gethostname()}

@@ -117,7 +117,7 @@ def test_a_change_applies_at_once_and_a_wrong_one_is_refused_with_an_event_that_
     wrong = base64.b64encode(b"wrong-value-of-a-secret").decode()
     world.kube.do("change", resource="secrets", namespace=SPACE, name=SECRET, patch={"data": {"VXLAN_PORT": wrong}})
     told = eventually(world.events, lambda seen: "VXLAN_PORT" in seen[-1][2])
-    assert "VXLAN_PORT: '****' is not allowed" in told[-1][2]
+    assert "VXLAN_PORT: '********' is not allowed" in told[-1][2]
     world.kube.do("change", resource="secrets", namespace=SPACE, name=SECRET, patch={"data": {"VXLAN_PORT": None}})
     world.change(PROXY_TIMEOUT="4m")
     generation(service, 3)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.sources import LARGEST_BYTES, Layer, Source, Sources, merge, read_directory
-from providers.base import ConfigError
+from providers.base import ConfigError, Problem
 from tests.lab.mounted import Mounted
 
 KEYS = st.sampled_from(["TAGS", "PODVM_AMI_ID", "AWS_REGION", "CAA_CONFIG_DIR", "CAA_SECRET_DIR"])
@@ -165,3 +165,21 @@ def test_contents_that_are_no_text_are_named_by_their_key(tmp_path: Path, conten
     found = problem_of({"CAA_CONFIG_DIR": str(tmp_path)})
     assert list(found) == ["TAGS"]
     assert told in found["TAGS"]
+
+
+# What is told of it
+
+
+def test_no_value_of_the_secret_is_told_with_what_is_wrong() -> None:
+    secret = {"VXLAN_PORT": "pw", "PASSWORD": "correct horse", "LONGER": "correct horse battery"}
+    merged = merge([Layer(Source.CONFIG_MAP, {"TAGS": "a=pw"}), Layer(Source.SECRET, secret)])
+    found = [
+        Problem("VXLAN_PORT", "'pw' is not allowed"),
+        Problem("TAGS", "'a=pw' is not allowed"),
+        Problem("", "the cloud says 'correct horse battery' or 'correct horse'"),
+    ]
+    assert [problem.message for problem in merged.hidden(found)] == [
+        "'********' is not allowed",
+        "'a=pw' is not allowed",
+        "the cloud says '********' or '********'",
+    ]
