@@ -65,6 +65,26 @@ def called(kube: KubeApiServer) -> set[Right]:
     return {(call["verb"], call["group"], call["resource"]) for call in kube.do("called")}
 
 
+def not_allowed(kube: KubeApiServer) -> list[dict[str, Any]]:
+    """Calls that a role does not allow where they were made: a Role is good in its namespace only."""
+    return [call for call in kube.do("called") if not any(_allows(role, call) for role in manifests())]
+
+
+def _allows(role: dict[str, Any], call: dict[str, Any]) -> bool:
+    if (
+        role["kind"] not in ("Role", "ClusterRole")
+        or role["metadata"].get("namespace", call["namespace"]) != call["namespace"]
+    ):
+        return False
+    return any(
+        call["verb"] in rule["verbs"]
+        and call["group"] in rule["apiGroups"]
+        and call["resource"] in rule["resources"]
+        and call["name"] in rule.get("resourceNames", [call["name"]])
+        for rule in role["rules"]
+    )
+
+
 class Controller:
     """One replica, as a process."""
 

@@ -16,7 +16,7 @@ from tests.clouds.aws.account import Account
 from tests.clouds.conftest import postgresql, postgresql_ledger
 from tests.clouds.imagelab import image_lab, make_disk
 from tests.clouds.podworld import service_environ
-from tests.controller.cluster import DELETING, NAMESPACE, Cluster, called, rights, rules
+from tests.controller.cluster import DELETING, NAMESPACE, Cluster, called, not_allowed, rules
 from tests.kube.apiserver import KubeApiServer, eventually
 
 __all__ = ["postgresql", "postgresql_ledger"]
@@ -88,4 +88,5 @@ def test_a_deletion_waits_for_a_build_and_takes_the_image_along_with_its_id(
     assert account.emulator.disks()["images"] == before
     (left,) = [one for one in kube.do("listed", resource="configmaps") if one["metadata"]["name"] == "peer-pods-cm"]
     assert (left["data"].get("PODVM_AMI_ID", ""), left["data"]["AWS_REGION"]) == ("", "eu-west-1")
-    assert DELETING <= called(kube) | used <= rights()
+    assert called(kube) | used >= DELETING
+    assert not_allowed(kube) == []
