@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "docker" / "kubernetes" / "controller"
 NAMESPACE = "peerpods-nodes"
 IMAGE = "registry.example.com/caa:7"
-STOP_SECONDS = 20.0
+STOP_SECONDS = 60.0
 
 
 def manifests() -> Iterator[dict[str, Any]]:

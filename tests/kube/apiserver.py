@@ -20,7 +20,7 @@ from tests.kube.server import TOKEN
 
 T = TypeVar("T")
 # Longer than any wait for a second try; what is waited for takes milliseconds otherwise.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 
 
 class KubeApiServer:
