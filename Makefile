@@ -15,7 +15,13 @@ PACKAGES := python3-venv python3-dev gcc pkg-config libvirt-dev \
 # and looks at networks.
 TEST_PACKAGES := postgresql docker-registry systemd-boot-efi swtpm libxml2-utils nftables curl chromium prometheus
 
-.PHONY: help demo serve test soak bench lint format lock lab clean
+# Only the container image.
+IMAGE_PACKAGES := buildah mmdebstrap
+# Whose SDKs are in it, and where it is built.
+CLOUDS := aws azure ibmcloud libvirt
+IMAGE_DIR := build/image
+
+.PHONY: help demo serve test soak image bench lint format lock lab clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -31,12 +37,17 @@ test: lint lab ## everything, with the count at the end
 	@$(call install,$(TEST_PACKAGES))
 	$(BIN)/pytest -n 2
 
-soak: lab ## the long fault runs
+soak: lab ## the long fault runs, and the image
+	@$(call install,$(IMAGE_PACKAGES))
 	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/controller tests/clouds/test_service_reload.py tests/clouds/test_service_on_azure.py \
 	  tests/clouds/test_azure_scarcity.py tests/clouds/test_image_aws.py \
 	  tests/clouds/test_image_azure.py tests/clouds/test_image_ibm.py tests/clouds/test_image_builders.py \
 	  tests/clouds/test_image_hardships.py \
 	  tests/vm/test_image_verity.py tests/vm/test_image_arm64.py tests/kube/test_service_on_kubernetes.py
+
+image: ## the container image caa:latest with the SDKs of CLOUDS, in buildah's storage below build/image; prints its size
+	@$(call install,$(IMAGE_PACKAGES))
+	sh docker/build.sh $(IMAGE_DIR) "$(CLOUDS)" caa:latest
 
 bench: $(VENV)/.installed ## timings, as ratios measured in one run
 	$(BIN)/python -m tests.bench.bench_relay

@@ -11,8 +11,9 @@ b() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs 
 
 mkdir -p "$work"
 if ! b inspect --type image "$base" >/dev/null 2>&1; then
-    # What the slim images leave out, too.
-    [ -e "$work/base.tar" ] || mmdebstrap --quiet --variant=minbase --include=ca-certificates \
+    # What the slim images leave out, too. With merged /usr at once: else a package does it, and brings Perl for that.
+    [ -e "$work/base.tar" ] || mmdebstrap --quiet --variant=minbase --include=ca-certificates,usr-is-merged \
+        --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' bookworm "$work/base.tar"
     container=$(b from scratch)
@@ -27,5 +28,7 @@ b bud --quiet --isolation chroot --network host --pull-never --layers=false $mou
     --file "$here/docker/Dockerfile" --tag "$tag" "$here"
 container=$(b from --pull-never "$tag")
 mounted=$(b mount "$container")
-du -sm --apparent-size "$mounted" | awk -v clouds="$clouds" '{print "image with " clouds ": " $1 " MB"}'
+bytes=$(du -sb --apparent-size "$mounted" | cut -f1)
+packed=$(tar -C "$mounted" -cf - . | gzip -c | wc -c)
+echo "image with $clouds: $((bytes / 1000000)) MB unpacked, $((packed / 1000000)) MB compressed"
 b rm "$container" >/dev/null
