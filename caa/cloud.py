@@ -69,9 +69,11 @@ class ApiCall:
     """A call that is over."""
 
     api: ApiClass
-    outcome: str  # "ok", "throttled", "refused", "unavailable", "unknown", "broken"
+    outcome: str  # one of OUTCOMES
     seconds: float
 
+
+OUTCOMES = ("ok", "throttled", "refused", "unavailable", "unknown", "broken")
 
 _OUTCOMES: Mapping[type[ProviderError], str] = {
     CloudUnavailableError: "unavailable",

@@ -6,6 +6,7 @@ all others are one. No label names a sandbox or a pod.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -13,8 +14,8 @@ from prometheus_client.exposition import choose_encoder
 
 import caa
 from caa.audit import Audit, Verdict
-from caa.cloud import ApiCall
-from caa.errors import CallError
+from caa.cloud import OUTCOMES, ApiCall
+from caa.errors import CallError, UnavailableError
 from caa.limiter import Limiter
 from caa.node import Node
 from caa.phases import Start, Starts
@@ -30,6 +31,8 @@ MOST_OFFERINGS = 100
 # The providers' tables have some thirty reasons each; a cloud's own codes come through where a table has none.
 MOST_REASONS = 60
 OTHER = "other"
+# Prometheus gives a scrape up after ten seconds, unless told otherwise; a database may take longer to be away.
+LEDGER_SECONDS = 5.0
 # By what a start is refused with.
 IMAGE_STATES = {"ready": "", "building": "ImageBuilding", "failed": "ImageFailed", "missing": "ImageMissing"}
 _OFFERING = ("provider", "instance_type", "zone", "market")
@@ -120,6 +123,9 @@ class Metrics:
         )
         self._orphans = counter("caa_orphans_total", "Instances without a sandbox that were terminated.", "provider")
         self._refused = counter("caa_configurations_total", "Changes of the configuration.", "outcome")
+        self._ledger_usable = gauge(
+            "caa_ledger_available", "1 when the ledger can be used; without it what it counts is left out."
+        )
         self._sandboxes = gauge("caa_sandboxes", "Sandboxes of this node, by state.", "state")
         self._limit = gauge("caa_node_limit", "How many pod VMs this node may have at once; below 0 there is no limit.")
         self._waiting = gauge("caa_limiter_waiting", "Calls that wait for their turn.", "provider", "api")
@@ -153,7 +159,11 @@ class Metrics:
         self._orphans.labels(node.cloud.name)
         for outcome in ("applied", "refused"):
             self._refused.labels(outcome)
+        for api in node.cloud.limits:
+            for outcome in OUTCOMES:
+                self._calls.labels(node.cloud.name, api.value, outcome)
         self._fallbacks.labels(node.cloud.name)
+        self._asking: asyncio.Task[None] | None = None
 
     def on_event(self, event: Event) -> None:
         """For `Node.watchers`."""
@@ -188,10 +198,7 @@ class Metrics:
         self._turn_seconds.labels(self._node.cloud.name, api.value).observe(seconds)
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Everything, in the format that an Accept header asks for, and that format's content type.
-
-        Raises caa.errors.UnavailableError when the ledger cannot be used.
-        """
+        """Everything, in the format that an Accept header asks for, and that format's content type."""
         await self._look()
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -213,19 +220,15 @@ class Metrics:
             self._phase_seconds.labels(name, provider, *offering).observe(seconds)
 
     async def _look(self) -> None:
+        usable = await self._ledger_answers()
+        self._ledger_usable.set(usable)
+        if not usable:
+            # What they were says nothing of what they are.
+            for gauge in (self._sandboxes, self._paused, self._unavailable):
+                gauge.clear()
         node = self._node
-        now = node.clock.now()
-        for state, count in (await node.db(node.ledger.count_by_state, *_scope(node))).items():
-            self._sandboxes.labels(state.value).set(count)
-        provider = node.cloud.name
-        names = {api: self._limiter.name(api) for api in node.cloud.limits}
-        paused = await node.db(node.ledger.account.paused_until, list(names.values()))
-        for api, name in names.items():
-            left = (paused[name] - now).total_seconds() if name in paused else 0.0
-            self._paused.labels(provider, api.value).set(max(0.0, left))
-            self._waiting.labels(provider, api.value).set(self._limiter.waiting[api])
-        unavailable = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
-        self._unavailable.labels(provider).set(len(unavailable))
+        for api in node.cloud.limits:
+            self._waiting.labels(node.cloud.name, api.value).set(self._limiter.waiting[api])
         self._limit.set(node.limit)
         self._is_ready.set(self._ready())
         refusal = self._image_refusal()
@@ -240,6 +243,37 @@ class Metrics:
             self._findings.labels(verdict.value).set(audit.counts[verdict] if audit else 0)
         if audit:
             self._looked.set(audit.at.timestamp())
+
+    async def _ledger_answers(self) -> bool:
+        """Whether it did within LEDGER_SECONDS. A question that hangs is not asked again beside itself."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_ledger())
+        asking = self._asking
+        await asyncio.wait((asking,), timeout=LEDGER_SECONDS)
+        if not asking.done():
+            return False
+        if self._asking is asking:
+            self._asking = None
+        try:
+            asking.result()
+        except UnavailableError:
+            return False
+        return True
+
+    async def _ask_ledger(self) -> None:
+        """Raises UnavailableError."""
+        node, provider = self._node, self._node.cloud.name
+        now = node.clock.now()
+        counts = await node.db(node.ledger.count_by_state, *_scope(node))
+        names = {api: self._limiter.name(api) for api in node.cloud.limits}
+        paused = await node.db(node.ledger.account.paused_until, list(names.values()))
+        unavailable = await node.db(node.ledger.account.unavailable, node.cloud.account, now)
+        for state, count in counts.items():
+            self._sandboxes.labels(state.value).set(count)
+        for api, name in names.items():
+            left = (paused[name] - now).total_seconds() if name in paused else 0.0
+            self._paused.labels(provider, api.value).set(max(0.0, left))
+        self._unavailable.labels(provider).set(len(unavailable))
 
 
 def _place(data: Mapping[str, object]) -> tuple[str, str, str]:

@@ -33,7 +33,7 @@ class Phase:
     begin: datetime
     end: datetime | None
     attempt: int | None = None
-    outcome: str = ""  # of a launch: "accepted" or a reason word
+    outcome: str = ""  # of a launch: "accepted" or a reason word; of what the cloud gave up on later: that word
 
     @property
     def seconds(self) -> float | None:
@@ -71,11 +71,13 @@ def _step_of(event: Event) -> str | None:
         return "end"
     if event.kind == "Ended":
         return ""
-    # A refused launch: another offering is chosen.
-    return "choose" if event.data.get("outcome") == "refused" else None
+    # A launch that was refused, or that the cloud gave up on later: another offering is chosen.
+    return "choose" if event.data.get("outcome") in ("refused", "given-up") else None
 
 
 def _outcome(phase: Phase, event: Event) -> str:
+    if event.data.get("outcome") == "given-up":
+        return event.kind
     if phase.name != "launch":
         return ""
     return "accepted" if event.kind == "LaunchAccepted" else event.kind

@@ -245,7 +245,7 @@ def _trace_starts(stack: contextlib.AsyncExitStack, settings: Settings, node: No
     try:
         from caa.traces import Traces
     except ImportError as error:
-        text = f"{settings.traces_endpoint!r} needs the extra: pip install 'peerpod-cloud-adaptor[tracing]' ({error})"
+        text = f"needs the extra tracing: pip install 'peerpod-cloud-adaptor[tracing]' ({error})"
         raise ConfigError([Problem("CAA_TRACES_ENDPOINT", text)]) from error
     scope = node.scope
     traces = Traces(settings.traces_endpoint, provider=node.cloud.name, cluster=scope.cluster, node=scope.node)

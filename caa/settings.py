@@ -23,6 +23,7 @@ from caa.podnetwork.worker import TunnelSettings
 from caa.settingtypes import (
     AbsolutePath,
     CipherSuites,
+    CollectorUrl,
     Level,
     Listen,
     OptionalPath,
@@ -41,7 +42,7 @@ _Label = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
     """What the service itself is configured by. Made by `load` only, for it also checks keys against each other."""
 
-    secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "INITDATA"})
+    secret: ClassVar[frozenset[str]] = frozenset({"CAA_LEDGER_URL", "CAA_TRACES_ENDPOINT", "INITDATA"})
 
     config_dir: AbsolutePath | None = Field(
         None,
@@ -230,10 +231,10 @@ class Settings(ImageKeys, MetadataKeys, KubernetesKeys):
         description="Prices for an hour, YAML or JSON, of instance types such as m6a.large, or m6a.large@spot: of what "
         "is large enough for a pod the cheapest is chosen. Without it the one with the least memory.",
     )
-    traces_endpoint: str = Field(
+    traces_endpoint: CollectorUrl = Field(
         "",
         alias="CAA_TRACES_ENDPOINT",
-        pattern=r"^(https?://[^/@\s]+/\S*)?$",
+        repr=False,
         description="Where a trace of each start is sent, by OTLP over HTTP, such as http://collector:4318/v1/traces; "
         "nowhere if not set. Needs the extra tracing. OTEL_EXPORTER_OTLP_HEADERS is honoured.",
     )

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -96,6 +97,20 @@ def _more_than_nothing(seconds: float) -> float:
     return seconds
 
 
+def _collector(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and parts.path
+    except ValueError:  # brackets, or a port that is none
+        whole = None
+    if url and (not whole or "@" in parts.netloc or parts.fragment or re.search(r"\s", url)):
+        raise ValueError(
+            'must be a URL such as "http://collector:4318/v1/traces", with its path and without a user; credentials go '
+            "into OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    return url
+
+
 def _level(value: Any) -> Any:
     """Log levels may be written small; what is none stays as it was given, for the error shows it."""
     return value.upper() if isinstance(value, str) and value.upper() in _LEVELS else value
@@ -109,6 +124,8 @@ PodsDir = Annotated[Path, AfterValidator(_pods_dir)]
 """Holds a directory for each sandbox with its agent socket."""
 Listen = Annotated[HostPort | None, BeforeValidator(_host_port)]
 """host:port, or None for "off"."""
+CollectorUrl = Annotated[str, AfterValidator(_collector)]
+"""An http or https URL with a path; "" when not set."""
 SomeTime = Annotated[Duration, AfterValidator(_more_than_nothing)]
 """Seconds, more than none."""
 CipherSuites = Annotated[CsvList, AfterValidator(_cipher_suites)]

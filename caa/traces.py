@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -49,7 +50,8 @@ class Traces:
         self._provider = TracerProvider(resource=Resource.create(resource), shutdown_on_exit=False)
         # The library tells each failed attempt with a trace of its own.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        exporter = _Told(OTLPSpanExporter(endpoint, timeout=SEND_SECONDS), endpoint)
+        # A token may be in the query.
+        exporter = _Told(OTLPSpanExporter(endpoint, timeout=SEND_SECONDS), endpoint.partition("?")[0])
         self._provider.add_span_processor(BatchSpanProcessor(exporter, export_timeout_millis=SEND_SECONDS * 1000))
         self._tracer = self._provider.get_tracer("caa", caa.__version__)
 
@@ -61,10 +63,11 @@ class Traces:
 
     async def close(self) -> None:
         """Send what is left, for a while."""
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await asyncio.to_thread(self._provider.shutdown)
-        except TimeoutError:
+        # A thread that the process does not wait for: the library waits for up to 30 seconds, whatever it is told.
+        sending = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
+        sending.start()
+        await asyncio.to_thread(sending.join, STOP_SECONDS)
+        if sending.is_alive():
             log.info("some traces were not sent")
 
 
@@ -85,23 +88,31 @@ def trace_of(tracer: Tracer, start: Start, cloud: str) -> None:
         about = {"message": event.message[:MESSAGE_LIMIT], **_shown(event.data)}
         root.add_event(event.kind, about, timestamp=_nanoseconds(event.at))
     places = {event.attempt: _shown(event.data) for event in start.events if event.kind == "LaunchIntended"}
-    for phase in start.phases:
-        _phase(tracer, root, phase, places.get(phase.attempt, {}), last.at)
+    failed = not start.ran and last.kind not in _ASKED_FOR
+    phases = start.phases
+    for phase in phases:
+        # What a start failed in did not go well either.
+        failure = last.kind if failed and phase is phases[-1] else ""
+        _phase(tracer, root, phase, places.get(phase.attempt, {}), last.at, failure)
     if not start.ran:
         root.set_attribute("caa.reason", last.kind)
-        if last.kind not in _ASKED_FOR:
-            root.set_status(Status(StatusCode.ERROR, f"{last.kind}: {last.message[:MESSAGE_LIMIT]}"))
+    if failed:
+        root.set_status(Status(StatusCode.ERROR, f"{last.kind}: {last.message[:MESSAGE_LIMIT]}"))
     root.end(_nanoseconds(last.at))
 
 
-def _phase(tracer: Tracer, root: Span, phase: Phase, place: Mapping[str, str | float], end: datetime) -> None:
+def _phase(
+    tracer: Tracer, root: Span, phase: Phase, place: Mapping[str, str | float], end: datetime, failure: str
+) -> None:
     span = tracer.start_span(phase.name, set_span_in_context(root), start_time=_nanoseconds(phase.begin))
-    if phase.attempt is not None:
+    # Where another offering is chosen, the attempt is the one before.
+    if phase.attempt is not None and phase.name != "choose":
         span.set_attributes({"caa.attempt": phase.attempt, **place})
     if phase.outcome:
         span.set_attribute("caa.outcome", phase.outcome)
-        if phase.outcome != "accepted":
-            span.set_status(Status(StatusCode.ERROR, phase.outcome))
+    error = failure or (phase.outcome if phase.outcome != "accepted" else "")
+    if error:
+        span.set_status(Status(StatusCode.ERROR, error))
     span.end(_nanoseconds(phase.end or end))
 
 

@@ -23,6 +23,7 @@ from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.podworld import pod_service
 from tests.faults.world import free_port
 from tests.lab.service import ServiceProcess, new_id
+from tests.ledger.postgresql import Server
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker" / "observability" / "alerts.yaml"
@@ -32,6 +33,7 @@ PAGE = ROOT / "docs" / "observability.md"
 SCRAPED_SECONDS = 60.0
 # A rate needs two samples of the window.
 RANGE = "30s"
+GROUPING = r"\b(?:by|on|group_left) \(([^)]*)\)"
 
 
 @contextmanager
@@ -132,12 +134,18 @@ def expressions() -> dict[str, str]:
 
 def selectors(expression: str) -> set[str]:
     """The series that an expression picks, with what it asks of their labels."""
-    return set(re.findall(r"\b(?:caa_\w+|up)\b(?:\{[^}]*\})?", re.sub(r"\b(?:by|on) \([^)]*\)", "", expression)))
+    return set(
+        re.findall(r"\b(?:caa_\w+|up)\b(?:\{[^}]*\})?", re.sub(r"\b(?:by|on|group_left) \([^)]*\)", "", expression))
+    )
 
 
 def grouped(expression: str) -> set[str]:
     """The labels that an expression groups or joins by."""
-    return {word for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for word in re.split(r",\s*", group)}
+    return {
+        word
+        for group in re.findall(r"\b(?:by|on|group_left) \(([^)]*)\)", expression)
+        for word in re.split(r",\s*", group)
+    }
 
 
 def test_every_panel_shows_something_and_every_rule_is_about_series_that_are_there(
@@ -197,3 +205,33 @@ def test_the_documents_table_of_metrics_is_what_the_service_says(exposition: dic
     written = dict(re.findall(r"^\| `(caa_\w+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE))
     said = {name: text for name, text in exposition.items() if not name.endswith("_created")}
     assert written == said
+
+
+def test_a_ledger_that_is_away_is_told_of_by_what_needs_none(
+    account: Account, proxy: FaultProxy, postgresql: Server, postgresql_ledger: str
+) -> None:
+    with pod_service(account, proxy.url, CAA_LEDGER_URL=postgresql_ledger) as service:
+        assert wait_for_ledger(service, 1)['caa_sandboxes{state="running"}'] == 0
+        postgresql.stop()
+        try:
+            without = wait_for_ledger(service, 0)
+        finally:
+            postgresql.start()
+        assert without['caa_cloud_calls_total{api="list",outcome="ok",provider="aws"}'] > 0
+        assert not [name for name in without if name.startswith("caa_sandboxes")]
+        assert wait_for_ledger(service, 1)['caa_sandboxes{state="running"}'] == 0
+
+
+def wait_for_ledger(service: ServiceProcess, state: int) -> dict[str, float]:
+    """What /metrics answers once the ledger can be used, or cannot; every answer is one."""
+    deadline = time.monotonic() + 60
+    while True:
+        with service.rest(timeout=30) as client:
+            answer = client.get("/metrics")
+        assert answer.status_code == 200, answer.text
+        rows = (line.rpartition(" ") for line in answer.text.splitlines() if line.startswith("caa_"))
+        found = {name: float(value) for name, _, value in rows}
+        if found["caa_ledger_available"] == state:
+            return found
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

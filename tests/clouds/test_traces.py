@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -123,6 +125,7 @@ def test_a_start_is_one_trace_with_its_phases_and_a_refused_offering(
         "CAA_TRACES_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=blue",
         "AWS_SECRET_ACCESS_KEY": SECRET,
+        "CAA_LOG_FORMAT": "json",
     }
     with pod_service(account, proxy.url, **keys) as service:
         ran, status = start(service, "web")
@@ -157,6 +160,12 @@ def test_a_start_is_one_trace_with_its_phases_and_a_refused_offering(
         assert SECRET.encode() not in sent
         assert b"PRIVATE KEY" not in sent
         assert b"write_files" not in sent
+        # The log tells the same events, each line with the whole id of its sandbox.
+        lines = [json.loads(line) for line in service.log_file.read_text().splitlines()]
+        for sandbox_id, word in ((ran, "Running: "), (failed, "NoInstanceType: ")):
+            assert any(line["message"].startswith(word) and line["sandbox"] == sandbox_id for line in lines)
+            name = f"podvm-{'web' if sandbox_id == ran else 'wrong'}-{sandbox_id[:8]}"
+            assert {line.get("sandbox") for line in lines if name in line["message"]} <= {sandbox_id}
 
 
 def test_a_collector_that_is_not_there_holds_up_nothing_and_is_told_of_once(
@@ -172,4 +181,22 @@ def test_a_collector_that_is_not_there_holds_up_nothing_and_is_told_of_once(
         service.stop()
         log = service.log_file.read_text()
     assert log.count("CAA_TRACES_ENDPOINT: http://127.0.0.1:9/v1/traces does not take traces") == 1
+    assert "Traceback" not in log
+
+
+def test_a_collector_that_never_answers_holds_up_neither_starts_nor_the_services_end(
+    account: Account, proxy: FaultProxy
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/traces?token={SECRET}"
+        with pod_service(account, proxy.url, CAA_TRACES_ENDPOINT=url) as service:
+            assert start(service, "web")[1] == 200
+            # The trace is on its way, and stays there.
+            listening.settimeout(SENT_SECONDS)
+            connection, _ = listening.accept()
+            with connection:
+                assert start(service, "shop")[1] == 200
+                service.stop()
+            log = service.log_file.read_text()
+    assert SECRET not in log
     assert "Traceback" not in log

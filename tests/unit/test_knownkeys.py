@@ -131,6 +131,7 @@ def test_keys_that_may_hold_secrets_are_known() -> None:
     assert secret == {
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
         *("CAA_LEDGER_URL", "INITDATA", "LIBVIRT_URI", "IBMCLOUD_API_KEY", "AZURE_CLIENT_SECRET"),
+        "CAA_TRACES_ENDPOINT",
     }
 
 

@@ -120,6 +120,11 @@ def test_every_key_has_an_upper_case_name_and_a_description() -> None:
         ("CAA_API_LISTEN", "localhost:0", "1 to 65535"),
         ("CAA_API_LISTEN", "localhost:70000", "1 to 65535"),
         ("CAA_API_LISTEN", "[1:2]:8080", "IPv6"),
+        ("CAA_TRACES_ENDPOINT", "collector:4318", "http://collector:4318/v1/traces"),
+        ("CAA_TRACES_ENDPOINT", "grpc://collector:4317/", "http://collector:4318/v1/traces"),
+        ("CAA_TRACES_ENDPOINT", "http://collector:4318", "with its path"),
+        ("CAA_TRACES_ENDPOINT", "http://collector:many/v1/traces", "http://collector:4318/v1/traces"),
+        ("CAA_TRACES_ENDPOINT", "http:///v1/traces", "http://collector:4318/v1/traces"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(key: str, value: str, allowed: str) -> None:
@@ -274,3 +279,13 @@ def test_initdata_is_kept_as_it_came() -> None:
 )
 def test_initdata_that_is_not_base64_of_gzip_of_toml_is_refused(bad: str) -> None:
     assert "base64 of gzip of TOML" in problems(INITDATA=bad)["INITDATA"]
+
+
+def test_the_collectors_url_has_no_user_and_a_refused_one_is_not_shown() -> None:
+    found = problems(CAA_TRACES_ENDPOINT="https://user:hidden@collector/v1/traces")["CAA_TRACES_ENDPOINT"]
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in found
+    assert "hidden" not in found
+    for url in ("https://collector/v1/traces", "http://[fd00::1]:4318/v1/traces?token=x", ""):
+        settings = load(MINIMAL | {"CAA_TRACES_ENDPOINT": url})
+        assert settings.traces_endpoint == url
+        assert "collector" not in repr(settings)
