@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from caa.guestconfig import INITDATA_ANNOTATION
@@ -29,6 +30,7 @@ CREDENTIALS = {
     "AWS_SESSION_TOKEN": "planted-session-token",
 }
 TOKEN = "planted-token-of-the-rest-interface"
+OPERATOR_TOKEN = "planted-token/of+an-operator-at-the-page"
 OF_ALL, OF_ONE = "planted-initdata-of-all-pods", "planted-initdata-of-one-pod"
 # The page sends its first part at once.
 STREAM_SECONDS = 3
@@ -46,15 +48,20 @@ def packed(marker: str) -> str:
 
 def planted() -> dict[str, str]:
     """What must come out nowhere, by what it is."""
-    given = {**CREDENTIALS, "CAA_API_TOKEN_FILE": TOKEN, "INITDATA's content": OF_ALL, "initdata's content": OF_ONE}
+    tokens = {"CAA_API_TOKEN_FILE": TOKEN, "CAA_OPERATOR_TOKEN_FILE": OPERATOR_TOKEN}
+    given = {**CREDENTIALS, **tokens, "INITDATA's content": OF_ALL, "initdata's content": OF_ONE}
     return given | {"INITDATA": packed(OF_ALL)}
 
 
 def forms(secret: str) -> set[str]:
     """As it is, and as it may be written."""
-    encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-    # Of what is inside longer base64 the ends depend on what is beside it.
-    return {secret, quote(secret, safe=""), encoded[: len(encoded) // 4 * 4 - 4]}
+    found = {secret, quote(secret, safe="")}
+    # Inside longer base64 it begins at one of three places; what a neighbour decides is left out at both ends.
+    for shift, first in enumerate((0, 2, 3)):
+        padded = b"." * shift + secret.encode()
+        part = slice(first, 8 * len(padded) // 6)
+        found |= {encode(padded).decode()[part] for encode in (base64.b64encode, base64.urlsafe_b64encode)}
+    return found
 
 
 def found_in(text: str, secrets: dict[str, str]) -> list[str]:
@@ -84,6 +91,21 @@ def outputs(service: ServiceProcess, ids: list[str]) -> Iterator[tuple[str, str]
         with client.stream("GET", "/events", timeout=STREAM_SECONDS) as stream:
             yield "the page's stream", next(stream.iter_text(), "")
     yield from logs(service)
+
+
+def operators_page(url: str, sandbox_id: str) -> Iterator[tuple[str, str]]:
+    """What an operator's browser gets, who logs in after a wrong try and stops a sandbox."""
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as browser:
+        for given in (OPERATOR_TOKEN + "x", OPERATOR_TOKEN):
+            answer = browser.post("/login", data={"token": given})
+            yield "login", f"{answer.headers} {answer.text}"
+        assert answer.status_code == 303
+        yield "an operator's page", browser.get("/").text
+        text = browser.get(f"/sandboxes/{sandbox_id}").text
+        (proof,) = set(re.findall(r'name="proof" value="(\w+)"', text))
+        answer = browser.post(f"/sandboxes/{sandbox_id}/stop", data={"proof": proof})
+        assert answer.status_code == 303
+        yield "an operator's sandbox", f"{text} {answer.headers} {answer.text}"
 
 
 def commands(service: ServiceProcess) -> Iterator[tuple[str, str]]:
@@ -124,15 +146,18 @@ def readable_by_others(service: ServiceProcess) -> Iterator[tuple[str, str]]:
 def test_no_secret_comes_out_of_a_whole_life(
     account: Account, proxy: FaultProxy, tmp_path: Path, log_format: str
 ) -> None:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    token.chmod(0o600)
+    token, operator = tmp_path / "token", tmp_path / "operator"
+    for path, text in ((token, TOKEN), (operator, OPERATOR_TOKEN)):
+        path.write_text(text)
+        path.chmod(0o600)
+    listen = f"127.0.0.1:{free_port()}"
     (first, *_) = account.seed.subnets
     account.emulator.capacity({"zone": first})
     keys = CREDENTIALS | {
         "INITDATA": packed(OF_ALL),
-        "CAA_API_LISTEN": f"127.0.0.1:{free_port()}",
+        "CAA_API_LISTEN": listen,
         "CAA_API_TOKEN_FILE": str(token),
+        "CAA_OPERATOR_TOKEN_FILE": str(operator),
         "CAA_LOG_FORMAT": log_format,
         "CAA_LOG_LEVEL": "DEBUG",
     }
@@ -157,7 +182,9 @@ def test_no_secret_comes_out_of_a_whole_life(
         service.wait_ready()
         service.stop_sandbox(ids[0])
         service.wait_for_state(ids[0], {"stopped"}, 60)
-        read = [*outputs(service, ids), *command_lines(service), *readable_by_others(service)]
+        told = list(operators_page(f"http://{listen}", ids[1]))
+        service.wait_for_state(ids[1], {"stopped"}, 60)
+        read = [*told, *outputs(service, ids), *command_lines(service), *readable_by_others(service)]
         read += commands(service) if log_format == "json" else []
         service.stop()
         read.append(("the log to its end", service.log_file.read_text()))
@@ -165,3 +192,13 @@ def test_no_secret_comes_out_of_a_whole_life(
     assert leaks == {}
     assert len(read) > 30
     assert any(INITDATA_ANNOTATION in text or "own" in text for _, text in read)
+
+
+@pytest.mark.parametrize("name", list(planted()))
+def test_the_search_finds_what_leaks(name: str) -> None:
+    secret = planted()[name]
+    assert name in found_in(f'{{"key": "{secret}"}}', planted())
+    assert name in found_in(f"GET /?key={quote(secret, safe='')}", planted())
+    for shift in range(3):  # where it begins inside longer base64
+        leak = base64.b64encode(b"." * shift + secret.encode() + b" and more").decode()
+        assert name in found_in(leak, planted()), shift

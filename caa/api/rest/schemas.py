@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
@@ -15,6 +16,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -34,12 +36,20 @@ from providers.base import Market
 ANNOTATION_BYTES = 256 * 1024
 # What a person, or one page of a table, can take; a page of 1000 is about 1 MB.
 PAGE_DEFAULT, PAGE_LIMIT = 100, 1000
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 SandboxId = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64),
     Field(description="Letters, digits, '_', '.' and '-', beginning with a letter or digit; at most 64."),
 ]
+
+
+def _no_number(given: object) -> object:
+    # Which pydantic takes for seconds or milliseconds since 1970, whatever is nearer.
+    if isinstance(given, str) and not _DATE.match(given):
+        raise ValueError("must be a date and time of RFC 3339, such as 2026-01-31T12:00:00Z")
+    return given
 
 
 def _to_utc(moment: datetime) -> datetime:
@@ -49,7 +59,7 @@ def _to_utc(moment: datetime) -> datetime:
         raise ValueError("is before the year 1 or after the year 9999 in UTC") from None
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_to_utc)]
 """With a time zone, as all that is stored."""
 Annotations = dict[str, Annotated[str, StringConstraints(max_length=ANNOTATION_BYTES)]]
 
