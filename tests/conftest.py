@@ -22,7 +22,10 @@ HOST = Path(__file__).parent / "lab" / "host.sh"
 # What shares something there is one of: this machine's libvirt and network, or the guests' addresses on loopback. The
 # tests of each go one after the other, both beside each other, and all else wherever there is room.
 LANES = {
-    "machine": ("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
+    "machine": (
+        *("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
+        "deploy/test_capabilities.py",
+    ),
     "cloud": ("clouds/", "kube/", "lab/"),
     # Their guests have a port of their own.
     "faults": ("faults/",),
