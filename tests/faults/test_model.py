@@ -52,7 +52,7 @@ SETTLE_SECONDS = 15.0
 PATIENCE_SECONDS = 2.0
 STEPS = 20 if SOAK else 10
 # Of each ledger in `make test`, shared by the clouds.
-HISTORIES = 18
+HISTORIES = 9
 # A service whose start-up broke is started again, as an orchestrator does. Each time uses up one mishap, and a step
 # brings at most one.
 STARTS = STEPS + 1
