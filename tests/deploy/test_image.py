@@ -28,6 +28,14 @@ REPOSITORY = Path(__file__).parents[2]
 # The promises of SPECIFICATION.md, in MB of 10^6 bytes, unpacked.
 LARGEST_MB = {"aws": 180, "aws azure ibmcloud libvirt": 350}
 BUILD_SECONDS = 1800
+# Every module, with the SDKs of all clouds.
+IMPORT_ALL = """
+import importlib, pkgutil
+for root in ("caa", "providers", "imagebuilder"):
+    for found in pkgutil.walk_packages(importlib.import_module(root).__path__, root + "."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+"""
 PATIENCE_S = 120.0
 
 
@@ -156,7 +164,8 @@ def test_service_and_proxy_run_in_it_with_the_capabilities_of_their_manifests(
         assert rights == {1 << 10 | 1 << 12 | 1 << 21}
 
 
-def test_all_clouds_are_within_their_size(tmp_path: Path) -> None:
+def test_all_clouds_are_within_their_size_and_every_module_loads(tmp_path: Path) -> None:
     clouds = "aws azure ibmcloud libvirt"
-    said, _ = build(tmp_path, clouds)
+    said, root = build(tmp_path, clouds)
     assert megabytes(said) < LARGEST_MB[clouds]
+    inside(root, "/opt/caa/bin/python", "-c", IMPORT_ALL)
