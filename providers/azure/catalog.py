@@ -11,7 +11,7 @@ from typing import Any
 from providers.azure.client import Arm
 from providers.azure.names import parts_of
 from providers.azure.settings import AzureKeys
-from providers.base import InvalidRequestError, Market, MissingError, Offering, QuotaError, Scope
+from providers.base import DeniedError, InvalidRequestError, Market, MissingError, Offering, QuotaError, Scope
 
 WITHOUT_CVM = "does not run confidential VMs, and DISABLECVM is false"
 _ARCHITECTURES = {"x64": "x86_64", "arm64": "arm64"}
@@ -29,7 +29,7 @@ class Image:
     """What a launch must know of its image. `security` is what the gallery says of it."""
 
     id: str
-    arch: str = ""  # "" when it is in a subscription that cannot be asked
+    arch: str = ""  # "" when it is in another subscription, where nothing may be read
     generation: str = ""  # V1 or V2
     specialized: bool = False
     security: str = ""  # as in the feature SecurityType, such as TrustedLaunchSupported
@@ -95,12 +95,22 @@ class Catalog:
                 raise InvalidRequestError("ImageMissing", "AZURE_IMAGE_ID is not set, and no image was built yet")
             try:
                 known = self._looked_up(image_id)
-            except MissingError as error:
+            except (MissingError, InvalidRequestError) as error:  # the latter for a resource group that is not there
                 raise InvalidRequestError(
                     "ImageMissing", f"AZURE_IMAGE_ID={image_id} is no image that can be seen: {error}"
                 ) from error
+            except DeniedError as error:
+                # ARM wants the right to use an image, which is less than the right to read about it.
+                if error.reason != "AccessDenied" or not self._elsewhere(image_id):
+                    raise
+                known = Image(image_id)
             self._images[image_id] = known
         return known
+
+    def _elsewhere(self, image_id: str) -> bool:
+        """Whether an image belongs to another subscription than the pod VMs."""
+        owner = parts_of(image_id).get("subscriptions", "")
+        return bool(owner) and owner.lower() != self._keys.subscription_id.lower()
 
     def _looked_up(self, image_id: str) -> Image:
         parts, keys, get = parts_of(image_id), self._keys, self._arm.get
@@ -111,17 +121,18 @@ class Catalog:
         if "sharedgalleries" in parts:
             place = (keys.region, parts["sharedgalleries"], parts["images"])
             return _of_gallery(image_id, get("compute", "shared_gallery_images", *place, about=about))
-        if parts["subscriptions"].lower() != keys.subscription_id.lower():
-            return Image(image_id)
-        group = parts["resourcegroups"]
+        group, owner = parts["resourcegroups"], parts["subscriptions"]
+        about |= {"resource_group": group, "subscription": owner}
         if "galleries" not in parts:
-            found = get("compute", "images", group, parts["images"], about=about)
+            found = get("compute", "images", group, parts["images"], about=about, subscription=owner)
             generation = found.get("properties", {}).get("hyperVGeneration", "V1")
             return Image(image_id, "x86_64", generation)
         definition = (group, parts["galleries"], parts["images"])
         if "versions" in parts:
-            get("compute", "gallery_image_versions", *definition, parts["versions"], about=about)
-        return _of_gallery(image_id, get("compute", "gallery_images", *definition, about=about))
+            version = parts["versions"]
+            get("compute", "gallery_image_versions", *definition, version, about=about, subscription=owner)
+        found = get("compute", "gallery_images", *definition, about=about, subscription=owner)
+        return _of_gallery(image_id, found)
 
     def sizes(self) -> dict[str, Size]:
         """All configured sizes that the region knows, whether they can be had or not."""

@@ -34,7 +34,7 @@ class Arm:
         self._keys = keys
         self._lock = threading.Lock()
         self._credential = _credential(keys)
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, str], Any] = {}  # by service and subscription
 
     def begin(
         self, group: str, operation: str, *arguments: Any, about: Mapping[str, str]
@@ -66,11 +66,12 @@ class Arm:
         *arguments: Any,
         about: Mapping[str, str] | None = None,
         operation: str = "get",
+        subscription: str = "",
         **more: Any,
     ) -> dict[str, Any]:
-        """One resource. Raises ProviderError."""
+        """One resource, of the pod VMs' subscription unless another is given. Raises ProviderError."""
         try:
-            found = getattr(self._group(service, group), operation)(*arguments, **more)
+            found = getattr(self._group(service, group, subscription), operation)(*arguments, **more)
             body: dict[str, Any] = found.as_dict()
         except AzureError as error:
             raise translate(error, changes=False, about=self._about(group, operation, about or {})) from error
@@ -104,20 +105,21 @@ class Arm:
             **about,
         }
 
-    def _group(self, service: str, group: str) -> Any:
-        client = self._clients.get(service)
+    def _group(self, service: str, group: str, subscription: str = "") -> Any:
+        key = (service, (subscription or self._keys.subscription_id).lower())
+        client = self._clients.get(key)
         if client is None:
             with self._lock:
-                kind = {"compute": ComputeManagementClient, "network": NetworkManagementClient}[service]
-                client = self._clients.get(service) or self._made(kind)
-                self._clients[service] = client
+                client = self._clients.get(key) or self._made(*key)
+                self._clients[key] = client
         return getattr(client, group)
 
-    def _made(self, kind: Any) -> Any:
+    def _made(self, service: str, subscription: str) -> Any:
+        kind: Any = {"compute": ComputeManagementClient, "network": NetworkManagementClient}[service]
         place = self._keys.resource_manager
         return kind(
             self._credential,
-            self._keys.subscription_id,
+            subscription,
             base_url=place,
             credential_scopes=[f"{place}/.default"],
             retry_total=0,  # the service retries, with the same name

@@ -91,6 +91,33 @@ def test_an_image_for_trusted_launch_is_launched_so(azure: AzureLab) -> None:
     }
 
 
+def test_a_specialized_image_is_launched_without_an_account(azure: AzureLab) -> None:
+    image, request = azure.seed.images["specialized"], azure.request()
+    provider = azure.provider(AZURE_IMAGE_ID=image)
+    assert provider.check() == []
+    provider.launch(request)
+    assert "osProfile" not in azure.emulator.body(request.name)["properties"]
+
+
+def test_an_image_of_another_subscription_is_looked_into_where_that_may_be_read(azure: AzureLab) -> None:
+    image = azure.seed.images["elsewhere"]
+    assert azure.seed.subscription not in image
+    assert azure.provider(AZURE_IMAGE_ID=image).image_arch("") == "arm64"
+    (arch,) = azure.provider(AZURE_IMAGE_ID=image).check()
+    assert "is x86_64, and the image" in arch.message
+    (missing,) = azure.provider(AZURE_IMAGE_ID=image.replace("arm64", "none")).check()
+    assert missing.key == "AZURE_IMAGE_ID"
+    assert "is no image that can be seen" in missing.message
+    (group,) = azure.provider(AZURE_IMAGE_ID=image.replace("/shared/", "/other/")).check()
+    assert group.key == "AZURE_IMAGE_ID"
+    proxy = azure.proxy()
+    denied = json.dumps({"error": {"code": "AuthorizationFailed", "message": "no"}}).encode()
+    proxy.add(
+        Fault.STATUS, Phase.BEFORE, action="^GetVersion$", status=403, reply=denied, content_type="application/json"
+    )
+    assert azure.provider(proxy.url, AZURE_IMAGE_ID=image).image_arch("") == ""
+
+
 def test_the_same_request_again_is_the_same_vm_also_after_a_change_of_the_configuration(azure: AzureLab) -> None:
     request = azure.request()
     made = azure.provider().launch(request)

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.clouds.aws.conditions import CapacityRule, Delays, Staleness
 from tests.clouds.azure import catalog
-from tests.clouds.azure.arm import DEFINITIONS, GROUP, LOCATION, NSG, SUBNET, SUBSCRIPTION, Group
+from tests.clouds.azure.arm import DEFINITIONS, ELSEWHERE, GROUP, LOCATION, NSG, SUBNET, SUBSCRIPTION, Group
 from tests.clouds.azure.conditions import Conditions
 from tests.clouds.azure.errors import ArmError
 from tests.clouds.azure.names import name_of
@@ -75,6 +75,8 @@ class Emulator:
         if "/operations/" in path:
             return 200, {}, {"status": "InProgress"}
         match = _IN_GROUP.fullmatch(path)
+        if method == "GET" and path.lower().startswith(f"{ELSEWHERE}/".lower()):
+            return 200, {}, self.group.get(path)
         if match is None:
             known = f"/resourceGroups/{GROUP}/".lower() in path.lower()
             code = "ResourceNotFound" if known else "ResourceGroupNotFound"

@@ -41,10 +41,14 @@ def path_of(service: str, kind: str, name: str) -> str:
 NETWORK = path_of("Network", "virtualNetworks", "net")
 SUBNET = f"{NETWORK}/subnets/pods"
 NSG = path_of("Network", "networkSecurityGroups", "pods")
+# Images of another subscription, for which nobody here needs more than to read.
+ELSEWHERE = "/subscriptions/99999999-aaaa-bbbb-cccc-dddddddddddd/resourceGroups/shared/providers/Microsoft.Compute"
 DEFINITIONS = {
     "x64": (path_of("Compute", "galleries", "g") + "/images/x64", "x64", "ConfidentialVmSupported"),
     "plain": (path_of("Compute", "galleries", "g") + "/images/plain", "x64", "TrustedLaunchSupported"),
     "arm64": (path_of("Compute", "galleries", "g") + "/images/arm64", "Arm64", ""),
+    "specialized": (path_of("Compute", "galleries", "g") + "/images/specialized", "x64", "TrustedLaunchSupported"),
+    "elsewhere": (f"{ELSEWHERE}/galleries/g/images/arm64", "Arm64", ""),
 }
 
 
@@ -82,8 +86,9 @@ class Group:
         subnet = {"name": "pods", "id": SUBNET, "properties": {"addressPrefix": "127.50.0.0/20"}}
         self._add(NETWORK, {"location": LOCATION, "properties": {"subnets": [subnet]}})
         self._add(NSG, {"location": LOCATION, "properties": {"securityRules": []}})
-        for path, arch, security in DEFINITIONS.values():
-            about = {"architecture": arch, "hyperVGeneration": "V2", "osState": "Generalized", "osType": "Linux"}
+        for name, (path, arch, security) in DEFINITIONS.items():
+            state = "Specialized" if name == "specialized" else "Generalized"
+            about = {"architecture": arch, "hyperVGeneration": "V2", "osState": state, "osType": "Linux"}
             features = [{"name": "SecurityType", "value": security}] if security else []
             self._add(path, {"location": LOCATION, "properties": about | {"features": features}})
             self._add(f"{path}/versions/1.0.0", {"location": LOCATION, "properties": {}})
@@ -161,7 +166,11 @@ class Group:
         secure = about.get("securityProfile", {}).get("securityType") == "ConfidentialVM"
         if secure and not catalog.SIZES[size][5]:
             raise ArmError(400, "BadRequest", f"The VM size '{size}' is not supported for a confidential VM.")
-        if not about["osProfile"]["linuxConfiguration"]["ssh"]["publicKeys"][0]["keyData"].startswith("ssh-rsa "):
+        definition = self.resources[image.lower().partition("/versions/")[0]]
+        if definition["properties"]["osState"] == "Specialized":
+            if "osProfile" in about:
+                raise ArmError(400, "InvalidParameter", "Parameter 'osProfile' is not allowed.")
+        elif not about["osProfile"]["linuxConfiguration"]["ssh"]["publicKeys"][0]["keyData"].startswith("ssh-rsa "):
             raise ArmError(400, "InvalidParameter", "The SSH key is not valid.")
         return about, size, zone, "spot" if about.get("priority") == "Spot" else "on-demand"
 
