@@ -14,7 +14,8 @@ import httpx
 from tests.clouds.faultproxy import FaultProxy, make_tls
 from tests.clouds.process import ServerProcess
 
-GROUP = "/subscriptions/sub/resourceGroups/pods/providers/Microsoft.Compute"
+SUBSCRIPTION = "99999999-1111-2222-3333-444444444444"
+GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/pods/providers/Microsoft.Compute"
 TOKEN = {"Authorization": "Bearer token"}
 
 
@@ -39,7 +40,7 @@ class Cloud:
         url = self.way.url
         return {
             "CLOUD_PROVIDER": "azure",
-            "AZURE_SUBSCRIPTION_ID": "sub",
+            "AZURE_SUBSCRIPTION_ID": SUBSCRIPTION,
             "AZURE_TENANT_ID": "11111111-2222-3333-4444-555555555555",
             "AZURE_CLIENT_ID": "client",
             "AZURE_CLIENT_SECRET": "not-checked",
