@@ -33,9 +33,10 @@ serve: lab ## the service on this machine's libvirt, in the foreground
 	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa image ensure
 	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa serve
 
+# Three at once on two cores: much of it waits, for guests that boot and for a service's next round.
 test: lint lab ## everything, with the count at the end
 	@$(call install,$(TEST_PACKAGES))
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 soak: lab ## the long fault runs, and the image
 	@$(call install,$(IMAGE_PACKAGES))

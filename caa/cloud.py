@@ -81,6 +81,10 @@ _OUTCOMES: Mapping[type[ProviderError], str] = {
 }
 
 
+class RestingError(ThrottledError):
+    """Not sent: while it waited for a thread the cloud had asked for a rest. It takes another turn."""
+
+
 class Cloud:
     """One cloud account, for one node."""
 
@@ -95,6 +99,7 @@ class Cloud:
         self._endings = Batch(self._terminate, provider.terminate_batch, clock)
         self._waiters: list[_Waiter] = []
         self._watching: asyncio.Task[None] | None = None
+        self._rests: dict[ApiClass, float] = {}  # until when, of this process's monotonic clock
         self._root = self
         self.watcher: Callable[[ApiCall], None] = lambda _: None
         """Told of every call when it is over: metrics. Must not raise."""
@@ -263,8 +268,22 @@ class Cloud:
 
     async def _heeding(self, api: ApiClass, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         begun, outcome = self._clock.monotonic(), "ok"
+
+        def call_or_rest() -> T:
+            # Of many that had their turn most wait for a thread; the first one's refusal is for them, too.
+            if self._clock.monotonic() < self._rests.get(api, 0.0):
+                raise RestingError("Throttled", "the cloud asked for a rest before the call was sent")
+            try:
+                return call(*args, **kwargs)
+            except ThrottledError as error:
+                self._rests[api] = self._clock.monotonic() + (error.retry_after or 0.0)
+                raise
+
         try:
-            return await self._threads.run(call, *args, **kwargs)
+            return await self._threads.run(call_or_rest)
+        except RestingError:
+            outcome = ""
+            raise
         except ThrottledError as error:
             outcome = "throttled"
             await self._limiter.refused(api, error.retry_after)
@@ -276,7 +295,8 @@ class Cloud:
             outcome = "broken"
             raise
         finally:
-            self._root.watcher(ApiCall(api, outcome, self._clock.monotonic() - begun))
+            if outcome:
+                self._root.watcher(ApiCall(api, outcome, self._clock.monotonic() - begun))
 
     def _check_lag(self, given_up_at: datetime | None, why: object) -> None:
         if given_up_at is None:

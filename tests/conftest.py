@@ -26,9 +26,10 @@ LANES = {
         *("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
         "deploy/test_capabilities.py",
     ),
-    "cloud": ("clouds/", "kube/", "lab/"),
-    # Their guests have a port of their own.
+    "cloud": ("clouds/", "lab/"),
+    # The guests of each have a port of their own.
     "faults": ("faults/",),
+    "kube": ("kube/",),
 }
 
 

@@ -7,13 +7,33 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clouds.aws.account import Account
-from tests.clouds.conftest import account, aws_emulator, ec2, proxy
+from tests.clouds.conftest import account, aws_emulator, ec2
+from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.podworld import NODE, pod_service
 from tests.kube.apiserver import KubeApiServer
 from tests.lab.service import ServiceProcess
 
-__all__ = ["account", "aws_emulator", "ec2", "proxy"]
+__all__ = ["account", "aws_emulator", "ec2"]
+
+# Guests of their own, so that these tests may run beside those of clouds.
+PORT = 15152
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _port_of_guests() -> Iterator[None]:
+    """Each service that is started here takes it from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORWARDER_PORT", str(PORT))
+        yield
+
+
+@pytest.fixture
+def proxy(account: Account) -> Iterator[FaultProxy]:
+    """The way to the emulated EC2, whose clock runs and whose guests answer."""
+    account.emulator.run_clock()
+    with FakeGuests(account.emulator.url, PORT), FaultProxy(account.emulator.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
