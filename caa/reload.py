@@ -147,9 +147,10 @@ class Reload:
                 self._status = replace(
                     self._status, generation=self._status.generation + 1, since=self._node.clock.now()
                 )
+            self._accept(waiting)  # in the same moment, so that nobody sees the one without the other
+            if changed:
                 log.info("configuration %d applies from now on: %s", self._status.generation, _changes(changed))
                 await self._record("ConfigurationApplied", _changes(changed), changed)
-            self._accept(waiting)
 
     async def _take_over(self, effective: Mapping[str, str]) -> None:
         """Check it against the cloud and exchange. Raises ConfigError, ProviderError, UnavailableError."""

@@ -26,6 +26,7 @@ LANES = {
         *("vm/", "network/", "faults/test_kill_on_libvirt.py", "wire/test_agentproxy_silence.py"),
         "deploy/test_capabilities.py",
     ),
+    "images": ("clouds/test_image_",),  # without guests
     "cloud": ("clouds/", "lab/"),
     # The guests of each have a port of their own.
     "faults": ("faults/",),
