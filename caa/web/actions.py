@@ -50,7 +50,7 @@ def action_router(actions: OperatorActions) -> APIRouter:
 
     async def act(request: Request, action: Callable[[], Awaitable[object]], back: str) -> Response:
         proof = proof_of(request)
-        if not proof or not hmac.compare_digest(await _given(request), proof):
+        if not proof or not hmac.compare_digest((await _given(request)).encode(), proof.encode()):
             return http_problem(403, "This needs the page of an operator: see CAA_OPERATOR_TOKEN_FILE.").response()
         host = request.client.host if request.client else ""
         with called_by(f"operator at the page, {host}"):
