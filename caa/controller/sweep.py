@@ -20,6 +20,8 @@ Nodes = Mapping[str, datetime | None]
 
 def remembered(before: Nodes, there: Mapping[str, bool], now: datetime) -> dict[str, datetime | None]:
     """What to remember. `there` are all nodes of the cluster, and whether each has our label."""
+    if not there:  # no cluster is without a node: whoever asks runs on one, so this answer says nothing
+        return dict(before)
     after: dict[str, datetime | None] = {name: None for name, labelled in there.items() if labelled}
     for name, since in before.items():
         after[name] = None if name in there else since or now

@@ -68,18 +68,23 @@ def test_a_node_is_due_only_when_it_was_labelled_once_and_is_gone_for_the_whole_
             assert now - last[name] >= GRACE
 
 
+def test_an_answer_without_any_node_makes_none_gone() -> None:
+    record = remembered({"w0": None}, {}, NOW)
+    assert due(record, NOW + 9 * GRACE, GRACE) == []
+
+
 def test_a_node_that_comes_back_begins_anew() -> None:
     record = remembered({}, {"w0": True}, NOW)
-    record = remembered(record, {}, NOW + GRACE)
+    record = remembered(record, {"w1": False}, NOW + GRACE)
     record = remembered(record, {"w0": False}, NOW + 2 * GRACE)
     assert due(record, NOW + 9 * GRACE, GRACE) == []
-    record = remembered(record, {}, NOW + 9 * GRACE)
+    record = remembered(record, {"w1": False}, NOW + 9 * GRACE)
     assert due(record, NOW + 9 * GRACE, GRACE) == []
     assert due(record, NOW + 10 * GRACE, GRACE) == ["w0"]
 
 
 def test_a_record_that_somebody_garbled_makes_nobody_due_at_once() -> None:
     record = restored({"w0": "long ago", "w1": "2020-01-01T00:00:00"})
-    record = remembered(record, {}, NOW)
+    record = remembered(record, {"w9": False}, NOW)
     assert due(record, NOW + GRACE / 2, GRACE) == []
     assert due(record, NOW + GRACE, GRACE) == ["w0", "w1"]
