@@ -33,10 +33,11 @@ serve: lab ## the service on this machine's libvirt, in the foreground
 	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa image ensure
 	LIBVIRT_URI=qemu:///system CLOUD_PROVIDER=libvirt $(BIN)/caa serve
 
-# Three at once on two cores: much of it waits, for guests that boot and for a service's next round.
+# Three at once on two cores: much of it waits, for guests that boot and for a service's next round. At most three
+# that fail are run again alone, and named.
 test: lint lab ## everything, with the count at the end
 	@$(call install,$(TEST_PACKAGES))
-	$(BIN)/pytest -n 3
+	$(BIN)/pytest -n 3 || $(BIN)/python -m tests.again $$?
 
 soak: lab ## the long fault runs, and the image
 	@$(call install,$(IMAGE_PACKAGES))
