@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from caa.guest.userdata import File, UserDataError
+from caa.guest.writefiles import File, UserDataError
 
 _parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Debian's package has the C parser, ten times quicker
 

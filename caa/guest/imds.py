@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caa.guest.log import log
-from caa.guest.userdata import MAX_BYTES, UserDataError
+from caa.guest.userdata import MAX_BYTES
+from caa.guest.writefiles import UserDataError
 
 DMI = Path("/sys/class/dmi/id")
 

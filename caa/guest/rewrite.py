@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caa.guest.log import log
+from caa.guest.volumenames import BASE, CLOUD_VOLUMES, TARGET_PATH
 from caa.ttrpc.frames import Code, StatusError, peek_method
 from caa.ttrpc.protobuf import LEN, DecodeError, read_fields, write_field, write_fields
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
 POD_NAMESPACE = Path("/run/netns/podns")
 """The network namespace that holds the pod's end of the tunnel."""
-
-CLOUD_VOLUMES = "io.confidentialcontainers.org.cloud_volumes"
-TARGET_PATH = "io.confidentialcontainers.org.peerpodvolumes.target_path"
-"""Annotations that the worker sets: disks of the VM that are mounts of the container; paths to wait for."""
-BASE = Path("/run/cloud-volumes")
-"""Where those disks are mounted."""
 
 # Field numbers of the agent protocol: Request.payload, CreateSandboxRequest.dns, CreateContainerRequest.OCI, and
 # inside it Spec.Mounts, Spec.Annotations, Spec.Linux and Linux.Namespaces; those of Mount.

@@ -19,9 +19,9 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from caa.guest.log import log
+from caa.guest.writefiles import File, UserDataError
 
 INITDATA = "/run/peerpod/initdata"
 SOURCE = Path("/media/cidata/user-data")
@@ -39,17 +39,6 @@ ALLOWED = {
     INITDATA: 0o644,
     "/run/peerpod/scratch-space.marker": 0o644,
 }
-
-
-class UserDataError(Exception):
-    """The user data is not what a pod VM accepts. Names the place, never the content."""
-
-
-class File(NamedTuple):
-    """One entry of `write_files`."""
-
-    path: str
-    content: str
 
 
 def parse(text: bytes) -> list[File]:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from caa.guest.disks import Disks
 from caa.guest.log import log
-from caa.guest.rewrite import BASE, CLOUD_VOLUMES, TARGET_PATH
 from caa.guest.securemount import CDH_SOCKET, secure_mount
+from caa.guest.volumenames import BASE, CLOUD_VOLUMES, TARGET_PATH
 from caa.ttrpc.frames import Code, StatusError
 
 FS_TYPES = ("ext4", "ext3", "xfs")

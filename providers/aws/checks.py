@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from providers.aws.catalog import Catalog, Image, Subnet
 from providers.aws.client import Ec2
@@ -19,11 +18,11 @@ from providers.base import (
     Problem,
     ProviderError,
 )
+from providers.checking import looked
 
 # EC2's answer to a dry run that would have worked.
 _WOULD_WORK = "DryRunOperation"
 _TYPES = "PODVM_INSTANCE_TYPES"
-T = TypeVar("T")
 
 
 def problems(ec2: Ec2, keys: AwsKeys, catalog: Catalog) -> list[Problem]:
@@ -32,11 +31,11 @@ def problems(ec2: Ec2, keys: AwsKeys, catalog: Catalog) -> list[Problem]:
     if refused:
         return [refused]
     found: list[Problem] = []
-    image = _try(found, "PODVM_AMI_ID", lambda: catalog.image(keys.ami_id)) if keys.ami_id else None
+    image = looked(found, "PODVM_AMI_ID", lambda: catalog.image(keys.ami_id)) if keys.ami_id else None
     if not keys.ami_id:
         found.append(Problem("PODVM_AMI_ID", "is not set, and no image was built yet", image_missing=True))
-    subnets = _try(found, "AWS_SUBNET_ID", catalog.subnets) or ()
-    groups = _try(found, "AWS_SG_IDS", catalog.security_groups) or ()
+    subnets = looked(found, "AWS_SUBNET_ID", catalog.subnets) or ()
+    groups = looked(found, "AWS_SG_IDS", catalog.security_groups) or ()
     for key, check in (
         ("AWS_SUBNET_ID", lambda: _subnets(catalog, subnets)),
         ("AWS_SG_IDS", lambda: _groups(ec2, groups, subnets)),
@@ -44,18 +43,10 @@ def problems(ec2: Ec2, keys: AwsKeys, catalog: Catalog) -> list[Problem]:
         ("PODVM_LAUNCHTEMPLATE_NAME", lambda: _launch_template(ec2, keys)),
         (_TYPES, lambda: _types(keys, catalog, image, subnets)),
     ):
-        found += _try(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
+        found += looked(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
     if not found and image and subnets:
-        found += _try(found, "", lambda: _launching(ec2, keys, catalog, image, subnets[0])) or []
+        found += looked(found, "", lambda: _launching(ec2, keys, catalog, image, subnets[0])) or []
     return found
-
-
-def _try(found: list[Problem], key: str, look: Callable[[], T]) -> T | None:
-    try:
-        return look()
-    except ProviderError as error:
-        found.append(Problem(key, str(error)))
-        return None
 
 
 def _access(ec2: Ec2, keys: AwsKeys) -> Problem | None:

@@ -8,7 +8,6 @@ call, so an instance without owner cannot be.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from providers.base import (
     UnknownOutcomeError,
 )
 from providers.keys import read_keys
+from providers.remembered import Remembered
 
 # EC2's answers lag behind its launches, mostly by less than a second. AWS gives no bound; after this long others who
 # list instances by tag take absence for truth.
@@ -90,8 +90,7 @@ class AwsProvider:
         self._worker = WorkerMetadata(keys)
         self._ec2 = Ec2(keys, self._worker)
         self._catalog = Catalog(self._ec2, keys, self._worker)
-        self._offerings_lock = threading.Lock()
-        self._offerings: tuple[float, Sequence[Offering]] | None = None
+        self._offerings = Remembered(self._catalog.offerings, OFFERINGS_SECONDS, clock)
 
     @property
     def account(self) -> str:
@@ -114,10 +113,7 @@ class AwsProvider:
 
     def offerings(self) -> Sequence[Offering]:
         """The configured types in the zones of the configured subnets, in the configured markets."""
-        with self._offerings_lock:
-            if self._offerings is None or self._clock() - self._offerings[0] >= OFFERINGS_SECONDS:
-                self._offerings = (self._clock(), self._catalog.offerings())
-            return self._offerings[1]
+        return self._offerings.get()
 
     def launch(self, request: LaunchRequest) -> Instance:
         """One RunInstances. A refusal for good is told only when no earlier call of the same request came through.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from providers.azure.catalog import Catalog, Image, Size
 from providers.azure.client import Arm
 from providers.azure.names import parts_of
 from providers.azure.settings import AzureKeys
 from providers.base import DeniedError, InvalidRequestError, MissingError, Problem, ProviderError
+from providers.checking import looked
 
 _SIZES = "AZURE_INSTANCE_SIZES"
 _IMAGE = "AZURE_IMAGE_ID"
-T = TypeVar("T")
 
 
 def problems(arm: Arm, keys: AzureKeys, catalog: Catalog) -> list[Problem]:
@@ -24,7 +23,7 @@ def problems(arm: Arm, keys: AzureKeys, catalog: Catalog) -> list[Problem]:
     found: list[Problem] = []
     image = None
     if keys.image_id:
-        image = _try(found, _IMAGE, lambda: catalog.image(keys.image_id))
+        image = looked(found, _IMAGE, lambda: catalog.image(keys.image_id))
     else:
         found.append(Problem(_IMAGE, "is not set, and no image was built yet", image_missing=True))
     for key, check in (
@@ -32,7 +31,7 @@ def problems(arm: Arm, keys: AzureKeys, catalog: Catalog) -> list[Problem]:
         ("AZURE_SUBNET_ID", lambda: _network(arm, keys)),
         (_SIZES, lambda: _sizes(keys, catalog.sizes(), image)),
     ):
-        found += _try(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
+        found += looked(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
     return found
 
 
@@ -46,14 +45,6 @@ def shortages(keys: AzureKeys, catalog: Catalog) -> list[Problem]:
                 text = f"{size.name!r} ({market.value}): {why}; ask Azure for more, or choose another family"
                 found.append(Problem(_key(keys, size.name), text))
     return found
-
-
-def _try(found: list[Problem], key: str, look: Callable[[], T]) -> T | None:
-    try:
-        return look()
-    except ProviderError as error:
-        found.append(Problem(key, str(error)))
-        return None
 
 
 def _access(arm: Arm, keys: AzureKeys) -> Problem | None:

@@ -44,6 +44,7 @@ from providers.base import (
     ThrottledError,
 )
 from providers.keys import read_keys
+from providers.remembered import Remembered
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class AzureProvider:
         self._arm = Arm(keys)
         self._catalog = Catalog(self._arm, keys, clock)
         self._lock = threading.Lock()
-        self._offerings: tuple[float, Sequence[Offering]] | None = None
+        self._offerings = Remembered(self._catalog.offerings, OFFERINGS_SECONDS, clock)
         self._ssh_key = ""
 
     @property
@@ -120,10 +121,7 @@ class AzureProvider:
 
     def offerings(self) -> Sequence[Offering]:
         """The configured sizes in the configured zones and markets."""
-        with self._lock:
-            if self._offerings is None or self._clock() - self._offerings[0] >= OFFERINGS_SECONDS:
-                self._offerings = (self._clock(), self._catalog.offerings())
-            return self._offerings[1]
+        return self._offerings.get()
 
     def launch(self, request: LaunchRequest) -> Instance:
         """A GET, and where there is no such VM one PUT; the VM is returned as soon as ARM accepted it.

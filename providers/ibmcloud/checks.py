@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from providers.base import DeniedError, MissingError, Problem, ProviderError
+from providers.checking import looked
 from providers.ibmcloud.catalog import Catalog, Image, Subnet
 from providers.ibmcloud.client import Vpc
 from providers.ibmcloud.settings import IbmCloudKeys
@@ -17,7 +17,6 @@ _SUBNET = "IBMCLOUD_VPC_SUBNET_ID"
 _GROUPS = "IBMCLOUD_SECURITY_GROUP_IDS"
 _HOSTS = "IBMCLOUD_DEDICATED_HOST_IDS"
 _HOST_GROUPS = "IBMCLOUD_DEDICATED_HOST_GROUP_IDS"
-T = TypeVar("T")
 
 
 def problems(vpc: Vpc, keys: IbmCloudKeys, catalog: Catalog) -> list[Problem]:
@@ -26,11 +25,11 @@ def problems(vpc: Vpc, keys: IbmCloudKeys, catalog: Catalog) -> list[Problem]:
     if refused:
         return [refused]
     found: list[Problem] = []
-    images = [image for one in keys.image_ids if (image := _try(found, _IMAGE, lambda one=one: catalog.image(one)))]  # type: ignore[misc]
+    images = [image for one in keys.image_ids if (image := looked(found, _IMAGE, lambda one=one: catalog.image(one)))]  # type: ignore[misc]
     if not keys.image_ids:
         found.append(Problem(_IMAGE, "is not set, and no image was built yet", image_missing=True))
-    ids = _try(found, _SUBNET, catalog.subnet_ids) or ()
-    subnets = [subnet for one in ids if (subnet := _try(found, _SUBNET, lambda one=one: catalog.subnet(one)))]  # type: ignore[misc]
+    ids = looked(found, _SUBNET, catalog.subnet_ids) or ()
+    subnets = [subnet for one in ids if (subnet := looked(found, _SUBNET, lambda one=one: catalog.subnet(one)))]  # type: ignore[misc]
     for key, check in (
         (_SUBNET, lambda: _network(vpc, keys, subnets)),
         (_GROUPS, lambda: _groups(vpc, keys, catalog, subnets)),
@@ -38,16 +37,8 @@ def problems(vpc: Vpc, keys: IbmCloudKeys, catalog: Catalog) -> list[Problem]:
         (_PROFILES, lambda: _profiles(keys, catalog, images, subnets)),
         (_HOSTS, lambda: _hosts(keys, catalog, subnets)),
     ):
-        found += _try(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
+        found += looked(found, key, lambda check=check: list(check())) or []  # type: ignore[misc]
     return found
-
-
-def _try(found: list[Problem], key: str, look: Callable[[], T]) -> T | None:
-    try:
-        return look()
-    except ProviderError as error:
-        found.append(Problem(key, str(error)))
-        return None
 
 
 def _access(vpc: Vpc, keys: IbmCloudKeys) -> Problem | None:

@@ -7,7 +7,6 @@ the create call (see `owner`), so an instance without owner cannot be.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +41,7 @@ from providers.ibmcloud.place import LABELS, WorkerPlace
 from providers.ibmcloud.settings import IbmCloudKeys
 from providers.ibmcloud.tagger import Tagger
 from providers.keys import read_keys
+from providers.remembered import Remembered
 
 # No list of the VPC API is known to lag: a made instance is in the next one. This is for one that was under way.
 LAG_SECONDS = 5.0
@@ -102,8 +102,7 @@ class IbmCloudProvider:
         self._vpc = Vpc(keys, self._place)
         self._catalog = Catalog(self._vpc, keys, self._place)
         self._tagger = Tagger(self._vpc.tag, clock)
-        self._offerings_lock = threading.Lock()
-        self._offerings: tuple[float, Sequence[Offering]] | None = None
+        self._offerings = Remembered(self._catalog.offerings, OFFERINGS_SECONDS, clock)
 
     @property
     def account(self) -> str:
@@ -126,10 +125,7 @@ class IbmCloudProvider:
 
     def offerings(self) -> Sequence[Offering]:
         """The configured profiles in the zones of the configured subnets."""
-        with self._offerings_lock:
-            if self._offerings is None or self._clock() - self._offerings[0] >= OFFERINGS_SECONDS:
-                self._offerings = (self._clock(), self._catalog.offerings())
-            return self._offerings[1]
+        return self._offerings.get()
 
     def launch(self, request: LaunchRequest) -> Instance:
         """One create call, or another where a dedicated host is full and a group of hosts is configured as well.

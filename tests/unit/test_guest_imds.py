@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from caa.guest.imds import ALIBABA, AWS, AZURE, CLOUDS, GCP, Cloud, detect, fetch
-from caa.guest.userdata import MAX_BYTES, UserDataError
+from caa.guest.userdata import MAX_BYTES
+from caa.guest.writefiles import UserDataError
 
 TEXT = b"#cloud-config\n"
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from caa.guest import cloudconfig, initdata
 from caa.guest.initdata import FILES, NONE_GIVEN, NONE_GIVEN_FILES, InitdataError, read_initdata
-from caa.guest.userdata import ALLOWED, UserDataError, provision
+from caa.guest.userdata import ALLOWED, provision
+from caa.guest.writefiles import UserDataError
 from caa.guestconfig import auth_json, cloud_config, guest_files
 from caa.guestconfig import initdata as worker_initdata
 

@@ -14,14 +14,13 @@ from caa.guest.cloudconfig import read_events
 from caa.guest.userdata import (
     ALLOWED,
     MAX_BYTES,
-    File,
-    UserDataError,
     _known_shape,
     parse,
     provision,
     read_source,
     write_files,
 )
+from caa.guest.writefiles import File, UserDataError
 
 
 def cloud_config(files: list[tuple[str, str]]) -> bytes:

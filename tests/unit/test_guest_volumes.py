@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caa.agentproxy.messages import CloudVolume
 from caa.agentproxy.volumes import CLOUD_VOLUMES, PodVolumes
-from caa.guest import rewrite
+from caa.guest import volumenames
 from caa.guest.disks import Disks
 from caa.guest.volumes import Volume, parse_volumes
 from caa.ttrpc.frames import Code, StatusError
@@ -46,7 +46,7 @@ def test_what_our_worker_says_is_what_our_guest_reads() -> None:
     volume = CloudVolume(path=path, disk_id="vol-0a", fs_type="xfs", encrypt_type="luks", key_id="k")
     said = PodVolumes(uid, [volume]).annotations(uid, [(path, "/data")])
     assert parse(said[CLOUD_VOLUMES]) == [Volume("vol-0", "/data", "xfs", 0, "vol-0a", None, True, "k")]
-    assert set(said) == {rewrite.CLOUD_VOLUMES, rewrite.TARGET_PATH}
+    assert set(said) == {volumenames.CLOUD_VOLUMES, volumenames.TARGET_PATH}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_whatever_is_accepted_stays_below_the_directory_of_volumes(text: str) ->
     except StatusError:
         return
     for volume in volumes:
-        assert (rewrite.BASE / volume.name).parent == rewrite.BASE
+        assert (volumenames.BASE / volume.name).parent == volumenames.BASE
         assert volume.mount_point == "/data"
         assert 0 <= volume.lun < 1000
 

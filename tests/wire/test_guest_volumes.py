@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from caa.guest.rewrite import CLOUD_VOLUMES, TARGET_PATH
 from caa.guest.securemount import SecureMountRequest, secure_mount
+from caa.guest.volumenames import CLOUD_VOLUMES, TARGET_PATH
 from caa.ttrpc.frames import Code, StatusError
 from caa.ttrpc.server import Call, Server
 from tests.wire.test_agentproxy_rewrite import CreateContainerRequest, Mount, Spec
