@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,12 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.lab.service import ServiceProcess
 
 HOST = Path(__file__).parent / "lab" / "host.sh"
+
+# How long an example takes says how busy the machine is. The same examples each time, so that a change is judged by
+# what it changes; CAA_SOAK=1 tries others.
+settings.register_profile(
+    "caa",
+    deadline=None,
+    derandomize=not os.environ.get("CAA_SOAK"),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("caa")
 
 
 # What shares something there is one of: this machine's libvirt and network, or the guests' addresses on loopback. The
