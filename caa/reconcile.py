@@ -237,7 +237,10 @@ def _for_link(sandbox: Sandbox, world: World, graces: Graces) -> Action | None:
         return MarkSeen(sandbox.id)
     # Over REST nobody need ever connect; a shim always does.
     shim_expected = sandbox.agent_seen or link.agent_seen or sandbox.door is Door.TTRPC
-    if shim_expected and link.shim_connections == 0 and link.idle_seconds >= graces.no_shim.total_seconds():
+    # The socket is open since before the launch, and the shim dials when StartVM is answered. So it has the grace from
+    # then on, also where the VM took longer to boot.
+    idle = min(timedelta(seconds=link.idle_seconds), world.now - sandbox.changed_at)
+    if shim_expected and link.shim_connections == 0 and idle >= graces.no_shim:
         return End(sandbox.id, "ShimGone", "no shim is connected to the agent socket any more")
     return None
 

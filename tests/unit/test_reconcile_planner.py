@@ -128,6 +128,15 @@ def test_a_shim_gone_for_a_moment_only_is_waited_for() -> None:
     assert planned(world([sandbox()], [attempt()], [instance()], {"a": link})) == []
 
 
+def test_a_shim_has_time_to_dial_after_a_boot_that_took_longer_than_the_grace() -> None:
+    """The agent socket was opened before the launch."""
+    link = Link(shim_connections=0, agent_seen=False, idle_seconds=90)
+    for running_for, ended in ((0, False), (59, False), (60, True)):
+        booted = dataclasses.replace(sandbox(agent_seen=False), changed_at=NOW - timedelta(seconds=running_for))
+        actions = planned(world([booted], [attempt()], [instance()], {"a": link}))
+        assert [isinstance(action, End) for action in actions] == [True] * ended
+
+
 def test_a_sandbox_of_a_rest_caller_who_never_connected_is_kept() -> None:
     link = Link(shim_connections=0, agent_seen=False, idle_seconds=9999)
     rest = sandbox(door=Door.REST, agent_seen=False)
