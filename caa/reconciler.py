@@ -200,8 +200,10 @@ class Reconciler:
             sandbox = await node.db(node.ledger.sandbox, sandbox_id)
             attempts = await node.db(node.ledger.attempts, sandbox_id)
             current = next((a for a in reversed(attempts) if a.unsettled and a.addresses), None)
-            if sandbox is not None and sandbox.state is SandboxState.RUNNING and current is not None:
-                await node.tunnels.setup(sandbox, current.addresses)
+            if sandbox is None or sandbox.state is not SandboxState.RUNNING or current is None:
+                return
+            if not await node.tunnels.setup(sandbox, current.addresses):
+                self._tunnels_here.discard(sandbox_id)
         except NamespaceGone as error:
             log.info("the tunnel of sandbox %s is left alone, for its pod is going: %s", sandbox_id, error)
         except PASSING as error:

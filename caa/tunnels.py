@@ -89,10 +89,13 @@ class Tunnels:
                 tunnel_id += 1
             yield tunnel_id
 
-    async def setup(self, sandbox: Sandbox, addresses: Sequence[str]) -> None:
-        """Build the tunnel to the VM with these addresses, or mend it. Raises PodNetworkError."""
+    async def setup(self, sandbox: Sandbox, addresses: Sequence[str]) -> bool:
+        """Build the tunnel to the VM with these addresses, or mend it. Raises PodNetworkError.
+
+        False if the pod is not told of its VM yet, which needs another call.
+        """
         if sandbox.pod_network is None:
-            return
+            return True
         network = from_json(sandbox.pod_network)
         await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
         try:
@@ -100,6 +103,8 @@ class Tunnels:
         except (PodNetworkError, OSError) as error:
             # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
             log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
+            return False
+        return True
 
     async def teardown(self, sandbox: Sandbox) -> None:
         """Take away what `setup` made. Raises PodNetworkError; what could be done is done."""

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -96,7 +97,7 @@ class World:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: within(self.topology.worker, lambda: asyncio.run(self._run(up))))
         self._thread.start()
-        self._loop = up.result(10)
+        self._loop = up.result(60)
 
     async def _run(self, up: Future[asyncio.AbstractEventLoop]) -> None:
         threads, clock = LedgerThreads(), SystemClock()
@@ -115,11 +116,11 @@ class World:
     def end(self) -> None:
         """The service ends. What the kernel holds for it ends with it, as when it is killed."""
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def do(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run it in the service's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _describe(self, instance_id: str) -> Mapping[str, Any]:
         self.asked.append(instance_id)
@@ -155,9 +156,15 @@ class World:
         pod.setup_vm(to_json(network))
         return pod
 
-    def setup(self, number: int) -> None:
+    def setup(self, number: int) -> bool:
         """What a start does, and every look after the tunnels."""
-        self.do(self.tunnels.setup(self.sandboxes[number], self.pods[number].vm_addresses))
+        return self.do(self.tunnels.setup(self.sandboxes[number], self.pods[number].vm_addresses))
+
+    def serve(self, number: int) -> None:
+        """The looks of a service that followed another one, whose devices the kernel takes away when it has time."""
+        deadline = time.monotonic() + 60
+        while not self.setup(number):
+            assert time.monotonic() < deadline
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -198,7 +205,7 @@ class Trap:
                 connection, peer = listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, contextlib.suppress(ConnectionError):
                 self.heard.append(peer[0])
                 connection.recv(4096)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\ni-worker")
@@ -219,7 +226,10 @@ class Trap:
 
 
 def curl(pod: Pod, *arguments: str, namespace: str = "") -> tuple[int, str]:
-    """(status, body) of what the workload's curl gets; status 0 and the error's text when there is no answer."""
+    """(status, body) of what the workload's curl gets; status 0 and the error's text when there is no answer.
+
+    Where none may come, the arguments say how long it is waited for.
+    """
     command = [
         "ip",
         "netns",
@@ -228,7 +238,7 @@ def curl(pod: Pod, *arguments: str, namespace: str = "") -> tuple[int, str]:
         "curl",
         "-sS",
         "-m",
-        "3",
+        "60",
         "-w",
         "\n%{http_code}",
         *arguments,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from caa.metadata import server
+from caa.podnetwork import metadatadoor
 from tests.network.metadataworld import World, curl, world
 from tests.network.topology import OUTSIDE_ADDRESS, Pod, echo_server, exchange, run, sysctl, tc_filters, within
 
@@ -76,8 +80,8 @@ def test_curl_reads_the_pod_vms_identity(shared: World, address: str) -> None:
 def test_boto3_finds_region_and_metadata(shared: World) -> None:
     program = (
         "from botocore.utils import IMDSFetcher, InstanceMetadataRegionFetcher as R\n"
-        "f = IMDSFetcher(); t = f._fetch_metadata_token()\n"
-        "print(R().retrieve_region(), f._get_request('latest/meta-data/instance-id', None, t).text)\n"
+        "f = IMDSFetcher(timeout=20); t = f._fetch_metadata_token()\n"
+        "print(R(timeout=20).retrieve_region(), f._get_request('latest/meta-data/instance-id', None, t).text)\n"
     )
     assert python(shared.pods[2], program) == "eu-west-1 i-00000000000000002"
 
@@ -123,8 +127,8 @@ def test_a_huge_request_is_refused(shared: World) -> None:
 def test_a_slow_request_is_cut_off(shared: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = shared.pods[2]
     monkeypatch.setattr(server, "REQUEST_SECONDS", 0.3)
-    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=8))
-    with connection:
+    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=60))
+    with connection, contextlib.suppress(ConnectionError):  # cut off before it has said so much
         connection.sendall(b"GET /latest/meta-data/ HTTP/1.1\r\nHost: x\r\n")
         assert connection.recv(100) == b""
 
@@ -209,9 +213,26 @@ def test_while_the_service_is_down_requests_end_nowhere_and_the_next_one_answers
     assert curl(pod, "-m", "1", "--interface", "10.128.0.77", f"http://{ADDRESS}/latest/meta-data/")[0] == 0
     fresh.topology.ip(pod.podns, "neigh del 10.128.0.1 dev eth0", "addr del 10.128.0.77/32 dev eth0")
     fresh.begin()
-    fresh.setup(2)
+    fresh.serve(2)
     # The token outlives the service: the key is the node's.
     assert curl(pod, f"http://{ADDRESS}/latest/meta-data/instance-id", "-H", f"{TOKEN}: {held}")[0] == 200
+
+
+def test_while_the_kernel_still_has_what_a_killed_service_held_the_pod_waits_for_the_next_look(
+    fresh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = fresh.pod(2)
+    fresh.end()
+    held = f"ip -n {pod.netns} link add held link vxlan1 type macvlan mode passthru".split()
+    deadline = time.monotonic() + 60
+    while subprocess.run(held, capture_output=True).returncode:  # until the service's own is gone
+        assert time.monotonic() < deadline
+    monkeypatch.setattr(metadatadoor, "_PREDECESSOR_SECONDS", 0.2)
+    fresh.begin()
+    assert not fresh.setup(2)
+    fresh.topology.ip(pod.netns, "link del held")
+    assert fresh.setup(2)
+    assert read(pod, "meta-data/instance-id")[0] == 200
 
 
 def tunnel_mac(pod: Pod) -> str:
@@ -252,13 +273,14 @@ def carried(pod: Pod) -> int:
     return sum(map(int, re.findall(r"Sent (\d+) bytes", text)))
 
 
-def test_setup_again_keeps_filters_and_connections(fresh: World) -> None:
+def test_setup_again_keeps_filters_and_connections(fresh: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 60.0)
     pod = fresh.pod(2)
     with echo_server(fresh.topology.outside, OUTSIDE_ADDRESS):
         exchange(pod.podns, OUTSIDE_ADDRESS, b"x" * 10_000)
     before = carried(pod)
     assert before > 10_000
-    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=3))
+    connection = within(pod.podns, lambda: socket.create_connection((ADDRESS, 80), timeout=60))
     with connection:
         fresh.setup(2)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
