@@ -110,7 +110,7 @@ def datagram(pod: Pod, target: str, size: int) -> int:
     receiver = within(target, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sender = within(pod.podns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with receiver, sender:
-        receiver.settimeout(5)
+        receiver.settimeout(60)
         receiver.bind(("10.128.0.1", 0))
         sender.sendto(b"x" * size, receiver.getsockname())
         return len(receiver.recv(1 << 16))
@@ -251,7 +251,7 @@ def test_setup_of_a_healthy_tunnel_changes_nothing_and_loses_no_packet(topology:
     sender = within(topology.worker, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with receiver, sender:
         receiver.bind((pod.address, 0))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         target = receiver.getsockname()
         sender.sendto(b"first", target)  # both know each other's MAC from here on
         receiver.recv(100)
@@ -259,10 +259,12 @@ def test_setup_of_a_healthy_tunnel_changes_nothing_and_loses_no_packet(topology:
         done = threading.Event()
 
         def mend() -> None:
-            for _ in range(5):
-                pod.setup(network)
-                pod.setup_vm(to_json(network))
-            done.set()
+            try:
+                for _ in range(5):
+                    pod.setup(network)
+                    pod.setup_vm(to_json(network))
+            finally:
+                done.set()
 
         mending = threading.Thread(target=mend)
         mending.start()

@@ -165,7 +165,7 @@ class Pod:
     def teardown(self, network: PodNetwork) -> None:
         within(self.topology.worker, lambda: teardown(path_of(self.netns), network))
 
-    def setup_vm(self, document: object, patience: float = 10) -> None:
+    def setup_vm(self, document: object, patience: float = 60) -> None:
         within(self.vm, lambda: setup_pod(document, self.messages.append, namespace=self.podns, patience=patience))
 
     def connect(self, settings: TunnelSettings | None = None) -> PodNetwork:
@@ -204,7 +204,7 @@ def echo_server(namespace: str, address: str, port: int = 8080) -> Iterator[None
         thread.join()
 
 
-def exchange(namespace: str, address: str, data: bytes, port: int = 8080, timeout: float = 10) -> tuple[bytes, str]:
+def exchange(namespace: str, address: str, data: bytes, port: int = 8080, timeout: float = 60) -> tuple[bytes, str]:
     """What an echo server answers to `data`, and the address that it is asked from."""
     connection = within(namespace, lambda: socket.create_connection((address, port), timeout=timeout))
     with connection:
@@ -229,7 +229,7 @@ def snapshot(namespace: str) -> str:
     """
     return "\n".join(
         (
-            re.sub(r" state \S+", "", run("ip", "-n", namespace, "link")),
+            steady(run("ip", "-n", namespace, "link")),
             steady(run("ip", "-n", namespace, "-oneline", "address")),
             steady("\n".join(sorted(run("ip", "-n", namespace, "route", "show", "table", "all").splitlines()))),
             run("tc", "-n", namespace, "qdisc"),
@@ -240,6 +240,8 @@ def snapshot(namespace: str) -> str:
 
 
 def steady(text: str) -> str:
+    """What tools print, without what the kernel changes up to a second later: links' states, link-local addresses."""
+    text = re.sub(r" state \S+|NO-CARRIER,|,LOWER_UP| linkdown", "", text)
     return "\n".join(line for line in text.splitlines() if not re.match(r"#|.*(inet6 fe80|fe80:|ff00::/8)", line))
 
 
