@@ -42,7 +42,7 @@ test: lint lab ## everything, with the count at the end
 soak: lab ## the long fault runs, and the image
 	@$(call install,$(IMAGE_PACKAGES))
 	CAA_SOAK=1 $(BIN)/pytest tests/faults tests/controller tests/clouds/test_service_reload.py tests/clouds/test_service_on_azure.py \
-	  tests/clouds/test_openapi.py tests/vm/test_libvirt_provider.py \
+	  tests/clouds/test_openapi.py tests/vm/test_libvirt_launch.py tests/vm/test_libvirt_termination.py \
 	  tests/clouds/test_azure_scarcity.py tests/clouds/test_image_aws.py \
 	  tests/clouds/test_image_azure.py tests/clouds/test_image_ibm.py tests/clouds/test_image_builders.py \
 	  tests/clouds/test_image_hardships.py \

@@ -46,6 +46,7 @@ class Relay:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()  # or it might open another one behind our back
         self._server.close()
         self.cut_now()
         for thread in self._threads:
