@@ -38,15 +38,30 @@ function replaceRow(id, html) {
   if (focused >= 0) fresh.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
 }
 
+// What is open stays open, what has the focus keeps it, and what is the same is left: somebody may be pressing it.
+function refill(place, fresh) {
+  for (const old of place.querySelectorAll("details[open]")) {
+    fresh.querySelector(`details[data-name="${old.dataset.name}"]`)?.setAttribute("open", "");
+  }
+  if (fresh.innerHTML.trim() === place.innerHTML.trim()) return;
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  const name = focused?.closest("details")?.dataset.name, link = [...place.querySelectorAll("a")].indexOf(focused);
+  place.replaceChildren(...fresh.childNodes);
+  const same = name ? place.querySelector(`details[data-name="${name}"] ${focused.localName}`) : place.querySelectorAll("a")[link];
+  same?.focus({ preventScroll: true });
+}
+
+let asked = 0, shown = 0;
 async function refreshOne() {
-  const answer = await fetch(location.pathname);
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("one");
-  const links = [...one.querySelectorAll("a")], focused = links.indexOf(document.activeElement);
-  const open = one.querySelector("details")?.open;
-  one.replaceChildren(...fresh.childNodes);
-  if (open) one.querySelector("details")?.setAttribute("open", "");
-  if (focused >= 0) one.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
+  const mine = ++asked;
+  try {
+    const answer = await fetch(location.pathname), text = answer.ok ? await answer.text() : "";
+    if (!text || mine < shown) return; // overtaken by a newer one
+    shown = mine;
+    refill(one, new DOMParser().parseFromString(text, "text/html").getElementById("one"));
+  } catch {
+    // The service is away; when it is back, there are news.
+  }
 }
 
 if (table) {
@@ -84,7 +99,7 @@ stream.addEventListener("rows", (event) => {
 stream.addEventListener("status", (event) => {
   const status = byId("status");
   if (!status) return;
-  const open = status.querySelector("details")?.open;
-  status.innerHTML = JSON.parse(event.data);
-  if (open) status.querySelector("details")?.setAttribute("open", "");
+  const fresh = document.createElement("div");
+  fresh.innerHTML = JSON.parse(event.data);
+  refill(status, fresh);
 });
