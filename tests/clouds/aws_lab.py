@@ -40,6 +40,8 @@ class Lab:
         self._monkeypatch = monkeypatch
         self._stack = contextlib.ExitStack()
         self._numbers = itertools.count(1)
+        # On a loaded machine our metadata service may take longer than any true one.
+        monkeypatch.setattr("providers.aws.metadata.TIMEOUT_SECONDS", 60)
 
     def environ(self, **changed: str) -> dict[str, str]:
         """The configuration; a change to "" unsets a key."""

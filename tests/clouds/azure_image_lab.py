@@ -75,7 +75,7 @@ def emptied(running: Server) -> Iterator[Cloud]:
     """It, as new."""
     trust = ssl.create_default_context(cafile=str(running.ca_file))
     with (
-        httpx.Client(base_url=running.url, verify=trust, trust_env=False) as http,
+        httpx.Client(base_url=running.url, verify=trust, trust_env=False, timeout=60) as http,
         FaultProxy(running.url, running.tls, trust) as way,
     ):
         http.post("/_control/reset").raise_for_status()

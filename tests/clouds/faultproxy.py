@@ -34,7 +34,7 @@ from caa.pki import NodeKeys
 _READ_SIZE = 1 << 16
 # No emulator takes this long; a backend that hangs must not hang the test.
 _BACKEND_SECONDS = 120.0
-_THREAD_SECONDS = 10.0
+_THREAD_SECONDS = 60.0
 # Of one hop only (RFC 9110, 7.6.1); bodies are passed on whole, so their framing is made anew.
 _HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"te", b"upgrade"})
 
@@ -160,6 +160,7 @@ class FaultProxy:
         self._rules: list[Rule] = []
         self._records: list[Record] = []
         self._count = 0
+        self._clients: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._stop = asyncio.Event()
@@ -208,6 +209,13 @@ class FaultProxy:
         """Requests by action."""
         return Counter(record.action for record in self.records)
 
+    def wait_until_left(self) -> None:
+        """Until no client is connected: whatever a dead one had sent has come to the backend by then, or never will."""
+        deadline = time.monotonic() + _THREAD_SECONDS
+        while self._clients:
+            assert time.monotonic() < deadline, "there are still clients"
+            time.sleep(0.02)
+
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
@@ -216,30 +224,29 @@ class FaultProxy:
             self._loop.close()
 
     async def _serve(self) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            tasks.add(task)
-            try:
-                await _Client(self, reader, writer).serve()
-            except (OSError, _Gone, asyncio.CancelledError, h11.RemoteProtocolError):
-                writer.transport.abort()
-            finally:
-                tasks.discard(task)
-
-        server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=self._tls)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
         server.close()
-        for task in list(tasks):
+        # Of clients, and of connections whose TLS handshake is not over.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_THREAD_SECONDS)
-        # A turn for the transports that were aborted, which close their sockets in it.
-        await asyncio.sleep(0)
+        # Transports that were aborted close their sockets in a later turn.
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            writer.transport.abort()  # also of a task that was cancelled before it began
+            self._clients.discard(task)
+
+        task = self._loop.create_task(_Client(self, reader, writer).run())
+        self._clients.add(task)
+        task.add_done_callback(ended)
 
     def _begin(self, method: str, url: str, body: bytes) -> tuple[Exchange, Record, dict[Phase, Rule]]:
         action = self._action(method, url, body)
@@ -283,18 +290,25 @@ class _Client:
     writer: asyncio.StreamWriter
     connection: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER))
 
-    async def serve(self) -> None:
-        while True:
-            event = await self._next()
-            if not isinstance(event, h11.Request):
-                self.writer.close()
-                return
+    async def run(self) -> None:
+        """Until the connection is over."""
+        with contextlib.suppress(OSError, _Gone, asyncio.CancelledError, h11.RemoteProtocolError):
+            await self._serve()
+            await self._close()
+
+    async def _serve(self) -> None:
+        while isinstance(event := await self._next(), h11.Request):
             body = await self._body()
             await self._exchange(event, body)
             if self.connection.our_state is not h11.DONE or self.connection.their_state is not h11.DONE:
-                self.writer.close()
                 return
             self.connection.start_next_cycle()
+
+    async def _close(self) -> None:
+        """In order; returns when all was sent."""
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
     async def _next(self) -> object:
         while True:
@@ -349,9 +363,7 @@ class _Client:
                 pass
             raise _Gone
         if rule.fault is Fault.DROP:
-            self.writer.close()
-            with contextlib.suppress(OSError):
-                await self.writer.wait_closed()
+            await self._close()
             raise _Gone
         if rule.fault is Fault.TRUNCATE and reply is not None:
             await self._send(reply, keep=len(reply.body) // 2)
@@ -377,9 +389,7 @@ class _Client:
         if keep is not None:
             self.writer.write(data + reply.body[:keep])
             await self.writer.drain()
-            self.writer.close()
-            with contextlib.suppress(OSError):
-                await self.writer.wait_closed()
+            await self._close()
             return
         for event in (h11.Data(reply.body), h11.EndOfMessage()):
             data += self.connection.send(event) or b""

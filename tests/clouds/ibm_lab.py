@@ -32,6 +32,8 @@ class IbmLab:
         self._monkeypatch = monkeypatch
         self._stack = contextlib.ExitStack()
         self._numbers = itertools.count(1)
+        # On a loaded machine our metadata service may take longer than any true one.
+        monkeypatch.setattr("providers.ibmcloud.place.TIMEOUT_SECONDS", 60)
 
     def environ(self, url: str = "", **changed: str) -> dict[str, str]:
         """The configuration; a change to "" unsets a key."""

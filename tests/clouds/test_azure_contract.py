@@ -7,7 +7,6 @@ Microsoft.Compute and specification/network/resource-manager/Microsoft.Network; 
 from __future__ import annotations
 
 import copy
-import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from providers.base import LaunchRequest, Market
 from tests.clouds.azure.arm import DEFINITIONS, GROUP, LOCATION, NETWORK, SUBSCRIPTION
 from tests.clouds.azure.shape import misfits
 from tests.clouds.azure_lab import AzureLab
+from tests.clouds.contract import Ask, asking, at, keys_in, misspelt
 
 GROUP_PATH = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
 REGION_PATH = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Compute"
@@ -37,27 +37,11 @@ ASKED: dict[str, tuple[dict[str, str], Market]] = {
 }
 
 
-class Client:
-    """Plain requests, with the token that every emulated identity gives."""
-
-    def __init__(self, azure: AzureLab) -> None:
-        trust = ssl.create_default_context(cafile=str(azure.emulator.ca_file))
-        self._http = httpx.Client(base_url=azure.emulator.url, verify=trust, trust_env=False)
-
-    def __call__(self, method: str, path: str, body: Any = None, token: str = "Bearer token") -> httpx.Response:
-        return self._http.request(
-            method, path, json=body, params={"api-version": "1"}, headers={"Authorization": token} if token else {}
-        )
-
-    def close(self) -> None:
-        self._http.close()
-
-
 @pytest.fixture
-def ask(azure: AzureLab) -> Iterator[Client]:
-    client = Client(azure)
-    yield client
-    client.close()
+def ask(azure: AzureLab) -> Iterator[Ask]:
+    """With the token that every emulated identity gives."""
+    with asking(azure.emulator.url, azure.emulator.ca_file, "token", {"api-version": "1"}) as made:
+        yield made
 
 
 def launched(azure: AzureLab, kind: str = "public") -> LaunchRequest:
@@ -81,38 +65,16 @@ def test_every_key_and_word_of_the_put_is_the_sdks(azure: AzureLab, kind: str) -
 @pytest.mark.parametrize("kind", ASKED)
 def test_a_put_with_any_key_misspelt_or_in_another_place_is_told(azure: AzureLab, kind: str) -> None:
     body = azure.emulator.body(launched(azure, kind).name)
-    places = list(keys_in(body))
-    assert len(places) > 30
-    for place in places:
-        misspelt = copy.deepcopy(body)
-        holder = at(misspelt, place[:-1])
-        holder[f"{place[-1]}z"] = holder.pop(place[-1])
-        assert misfits(compute.VirtualMachine, misspelt, asked=True), f"nobody misses {place}"
-        if len(place) > 1:
+    wrong = list(misspelt(body))
+    assert len(wrong) > 30
+    for place, document in wrong:
+        assert misfits(compute.VirtualMachine, document, asked=True), f"nobody misses {place}"
+    for *above, key in keys_in(body):
+        # Some words mean something in several places.
+        if above and key not in ("name", "id", "zones", "tags", "properties", "location"):
             moved = copy.deepcopy(body)
-            moved[f"{place[-1]}"] = at(moved, place[:-1]).pop(place[-1])
-            # Some words mean something in several places.
-            assert place[-1] in ("name", "id", "zones", "tags", "properties", "location") or misfits(
-                compute.VirtualMachine, moved, asked=True
-            ), f"nobody wonders at {place} in the outermost place"
-
-
-def keys_in(document: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
-    """Places of all keys but those of tags, which anybody may choose."""
-    pairs = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, value in pairs:
-        if isinstance(document, dict):
-            yield (*above, key)
-        if key != "tags":
-            yield from keys_in(value, *above, key)
-
-
-def at(document: Any, place: tuple[Any, ...]) -> Any:
-    for key in place:
-        document = document[key]
-    return document
+            moved[key] = at(moved, tuple(above)).pop(key)
+            assert misfits(compute.VirtualMachine, moved, asked=True), f"nobody wonders at {key} in the outermost place"
 
 
 # What the emulator answers
@@ -191,7 +153,7 @@ def check_answer(model: Any, example: str, document: Any) -> None:
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_what_comes_of_a_launch_is_answered_as_the_sdk_and_the_examples_have_it(
-    azure: AzureLab, ask: Client, kind: str
+    azure: AzureLab, ask: Ask, kind: str
 ) -> None:
     launched(azure)
     model, example = ANSWERS[kind]
@@ -205,7 +167,7 @@ def test_what_comes_of_a_launch_is_answered_as_the_sdk_and_the_examples_have_it(
 
 @pytest.mark.parametrize("path", OTHERS)
 def test_what_is_there_before_is_answered_as_the_sdk_and_the_examples_have_it(
-    azure: AzureLab, ask: Client, path: str
+    azure: AzureLab, ask: Ask, path: str
 ) -> None:
     azure.emulator.barred({"size": "Standard_D2as_v5", "zones": ["2"]}, {"size": "Standard_D4as_v5"})
     model, example = OTHERS[path]
@@ -215,7 +177,7 @@ def test_what_is_there_before_is_answered_as_the_sdk_and_the_examples_have_it(
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_an_instance_view_is_as_the_sdk_and_the_example_have_it(azure: AzureLab, ask: Client, failed: bool) -> None:
+def test_an_instance_view_is_as_the_sdk_and_the_example_have_it(azure: AzureLab, ask: Ask, failed: bool) -> None:
     if failed:
         azure.emulator.failing({"zone": "1"})
     name = launched(azure).name
@@ -234,9 +196,7 @@ def test_an_instance_view_is_as_the_sdk_and_the_example_have_it(azure: AzureLab,
 # How long operations begin, and how a refusal looks
 
 
-def test_a_put_is_created_and_found_and_a_delete_is_accepted_and_then_has_no_content(
-    azure: AzureLab, ask: Client
-) -> None:
+def test_a_put_is_created_and_found_and_a_delete_is_accepted_and_then_has_no_content(azure: AzureLab, ask: Ask) -> None:
     """The statuses that the API's definition has; the SDK takes any other for a failure."""
     azure.emulator.delays(pending=1)
     request = launched(azure)
@@ -296,9 +256,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_refusal_has_the_status_the_code_and_the_shape_of_an_arm_error(
-    azure: AzureLab, ask: Client, kind: str
-) -> None:
+def test_a_refusal_has_the_status_the_code_and_the_shape_of_an_arm_error(azure: AzureLab, ask: Ask, kind: str) -> None:
     answer = refusal(azure, ask, kind)
     body = answer.json()
     assert (answer.status_code, body["error"]["code"]) == REFUSALS[kind]
@@ -309,7 +267,7 @@ def test_a_refusal_has_the_status_the_code_and_the_shape_of_an_arm_error(
     assert answer.headers["x-ms-request-id"]
 
 
-def refusal(azure: AzureLab, ask: Client, kind: str) -> httpx.Response:
+def refusal(azure: AzureLab, ask: Ask, kind: str) -> httpx.Response:
     request = launched(azure)
     path, body = f"{GROUP_PATH}/{VMS}/{request.name}", azure.emulator.body(request.name)
     other = renamed(body, request.name, f"{request.name}x")

@@ -17,9 +17,10 @@ from caa.pki import NodeKeys
 from caa.ttrpc.frames import Code, StatusError
 from tests.clouds.aws.account import Account
 from tests.clouds.fakeguest import PORT, FakeGuests
-from tests.wire.agentproxy_guest import PATIENCE, ProxyProcess, short_directory
+from tests.wire.agentproxy_guest import ProxyProcess, short_directory
 
 NAME = "podvm-web-12345678"
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -119,10 +120,9 @@ def test_a_terminated_instance_has_no_guest(account: Account, guests: FakeGuests
     one = account.run(UserData=user_data(keys))
     address = one["PrivateIpAddress"]
     wait_until(address, answering=True)
-    with socket.create_connection((address, PORT)) as link:
+    with socket.create_connection((address, PORT)):
         account.terminate(one["InstanceId"])
         wait_until(address, answering=False)
-        assert link.getpeername()[0] == address
     assert account.emulator.guests() == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.clouds.aws.account import Account, ec2_client, instances_of
+from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 
 SPOT = {"MarketType": "spot"}
 
@@ -140,15 +141,14 @@ def test_what_is_not_emulated_says_so_in_ec2s_own_form(account: Account) -> None
 
 
 def test_the_sdk_retries_a_throttled_call(account: Account) -> None:
-    account.emulator.limits({"RunInstances": (1, 1000)})
+    account.emulator.limits({"RunInstances": (1, 1)})
     account.launch()
-    account.emulator.run_clock()
-    account.emulator.limits({"RunInstances": (1, 4)})
-    patient = ec2_client(account.emulator.url, attempts=5)
-    try:
-        for _ in range(3):
+    with FaultProxy(account.emulator.url) as way:
+        way.add(Fault.CALL, Phase.DONE, call=lambda _refused: account.emulator.advance(1), times=None)
+        patient = ec2_client(way.url, attempts=5)
+        try:
             patient.run_instances(**account.request())
-    finally:
-        patient.close()
-    assert len(account.instances()) == 4
-    assert account.emulator.counters()["errors"]["RunInstances RequestLimitExceeded"] >= 1
+        finally:
+            patient.close()
+    assert len(account.instances()) == 2
+    assert account.emulator.counters()["errors"] == {"RunInstances RequestLimitExceeded": 1}

@@ -15,7 +15,7 @@ from tests.clouds.aws.account import Account
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.process import ServerProcess
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 PARENT = """
 import os, signal
 from tests.clouds.aws.emulator import AwsEmulator
@@ -85,5 +85,7 @@ def test_a_control_verb_that_is_wrong_fails_the_test(account: Account) -> None:
 def test_an_sdk_led_to_the_emulator_goes_nowhere_else(account: Account) -> None:
     code = "import boto3; print(boto3.client('ec2').describe_vpcs()['Vpcs'][-1]['VpcId'])"
     environ = {"PATH": os.environ["PATH"]} | account.emulator.environ()
-    answer = subprocess.run([sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, timeout=60, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, timeout=PATIENCE, check=True
+    )
     assert answer.stdout.decode().strip() == account.seed.vpc

@@ -16,7 +16,7 @@ from tests.clouds.podworld import LAUNCHES, TYPE, alive, pod_service
 from tests.lab.service import ServiceProcess, new_id
 
 # The provider takes an instance for never made only after lists were without it for 30 s; it asks ever more seldom.
-SETTLED_SECONDS = 75
+SETTLED_SECONDS = 180
 
 
 @pytest.fixture
@@ -77,6 +77,7 @@ def test_a_service_killed_around_the_launch_leaves_nothing_behind(
     def kill(_: Exchange) -> None:
         service.kill()
 
+    account.emulator.delays(boot=5)  # before that no start is over, however late the kill comes
     rule = proxy.add(Fault.CALL, phase, body=LAUNCHES, call=kill)
     sandbox_id = new_id()
     service.create_vm(sandbox_id, "web")

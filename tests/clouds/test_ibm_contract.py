@@ -6,12 +6,9 @@ IBM/vpc-python-sdk, test/integration/test_gen2.py.
 
 from __future__ import annotations
 
-import copy
-import ssl
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from ibm_vpc import vpc_v1  # type: ignore[import-untyped]
 
@@ -19,6 +16,7 @@ from providers.ibmcloud.client import API_VERSION
 from providers.ibmcloud.parameters import instance_prototype
 from providers.ibmcloud.settings import IbmCloudKeys
 from providers.keys import read_keys
+from tests.clouds.contract import Ask, asking, misspelt
 from tests.clouds.ibm.shape import misfits
 from tests.clouds.ibm_lab import IbmLab
 
@@ -50,26 +48,11 @@ COLLECTIONS = {
 }
 
 
-class Client:
-    """Plain requests, with what each needs."""
-
-    def __init__(self, ibm: IbmLab) -> None:
-        trust = ssl.create_default_context(cafile=str(ibm.emulator.ca_file))
-        self._http = httpx.Client(base_url=f"{ibm.emulator.url}/v1/", verify=trust, trust_env=False)
-
-    def __call__(self, method: str, path: str, body: Any = None, token: str = "Bearer a.b.c") -> httpx.Response:
-        params = {"version": API_VERSION, "generation": "2"}
-        return self._http.request(method, path, json=body, params=params, headers={"Authorization": token})
-
-    def close(self) -> None:
-        self._http.close()
-
-
 @pytest.fixture
-def ask(ibm: IbmLab) -> Iterator[Client]:
-    client = Client(ibm)
-    yield client
-    client.close()
+def ask(ibm: IbmLab) -> Iterator[Ask]:
+    params = {"version": API_VERSION, "generation": "2"}
+    with asking(f"{ibm.emulator.url}/v1/", ibm.emulator.ca_file, "a.b.c", params) as made:
+        yield made
 
 
 def asked(ibm: IbmLab, kind: str) -> dict[str, Any]:
@@ -89,30 +72,14 @@ def test_every_key_and_word_of_the_create_call_is_the_sdks(ibm: IbmLab, kind: st
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_a_create_call_with_any_key_misspelt_is_told(ibm: IbmLab, kind: str) -> None:
-    body = asked(ibm, kind)
-    places = list(keys_in(body))
-    assert len(places) > 25
-    for place in places:
-        misspelt = copy.deepcopy(body)
-        holder: Any = misspelt
-        for key in place[:-1]:
-            holder = holder[key]
-        holder[f"{place[-1]}z"] = holder.pop(place[-1])
-        assert misfits(PROTOTYPE, misspelt), f"nobody misses {place}"
-
-
-def keys_in(document: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
-    pairs = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, value in pairs:
-        if isinstance(document, dict):
-            yield (*above, key)
-        yield from keys_in(value, *above, key)
+    wrong = list(misspelt(asked(ibm, kind)))
+    assert len(wrong) > 25
+    for place, document in wrong:
+        assert misfits(PROTOTYPE, document), f"nobody misses {place}"
 
 
 @pytest.mark.parametrize("path", COLLECTIONS)
-def test_every_answer_is_what_the_sdk_has_all_the_way_down(ibm: IbmLab, ask: Client, path: str) -> None:
+def test_every_answer_is_what_the_sdk_has_all_the_way_down(ibm: IbmLab, ask: Ask, path: str) -> None:
     ibm.emulator.dedicated(ibm.zones[0])
     ibm.provider().launch(ibm.request())
     ibm.emulator.advance(1)
@@ -127,7 +94,7 @@ def test_every_answer_is_what_the_sdk_has_all_the_way_down(ibm: IbmLab, ask: Cli
         assert len(misfits(model, misspelt)) >= len(one)
 
 
-def test_statuses_of_making_and_ending_are_those_of_the_api(ibm: IbmLab, ask: Client) -> None:
+def test_statuses_of_making_and_ending_are_those_of_the_api(ibm: IbmLab, ask: Ask) -> None:
     ibm.emulator.delays(pending=1)
     made = ask("POST", "instances", asked(ibm, "plain"))
     assert (made.status_code, misfits(vpc_v1.Instance, made.json()), made.json()["status"]) == (201, [], "pending")
@@ -149,7 +116,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_refusal_has_the_shape_that_the_api_documents(ibm: IbmLab, ask: Client, kind: str) -> None:
+def test_a_refusal_has_the_shape_that_the_api_documents(ibm: IbmLab, ask: Ask, kind: str) -> None:
     """As IBM's page on error handling has it: errors of code, message, more_info and target, and the call's trace."""
     body = asked(ibm, "plain")
     assert ask("POST", "instances", body).status_code == 201

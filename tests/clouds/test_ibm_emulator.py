@@ -95,6 +95,6 @@ def _ask(
     content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     trust = ssl.create_default_context(cafile=str(ibm.emulator.ca_file))
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=ibm.emulator.url, verify=trust, trust_env=False) as client:
+    with httpx.Client(base_url=ibm.emulator.url, verify=trust, trust_env=False, timeout=60) as client:
         query = {**needed, **(params or {})} if path.startswith("/v1") else params or {}
         return client.request(method, path, content=content, params=query, headers=headers)

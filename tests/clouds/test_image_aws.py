@@ -15,7 +15,8 @@ import pytest
 from imagebuilder.publish.upload import SENDERS
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
-from tests.clouds.imagelab import Command, ImageLab, block_sums, image_lab, make_disk
+from tests.clouds.imagefates import delete_while_built, kill_builder
+from tests.clouds.imagelab import ImageLab, block_sums, image_lab, make_disk
 
 DENIED = b'{"__type": "AccessDeniedException", "Message": "not authorized to perform ebs:StartSnapshot"}'
 
@@ -99,11 +100,7 @@ SAMPLE = STEPS if os.environ.get("CAA_SOAK") else ("start", "block", "register")
 def test_killed_at_any_step_the_next_builder_goes_on(
     lab: ImageLab, account: Account, way: FaultProxy, disk: Path, step: str, phase: Phase
 ) -> None:
-    running: list[Command] = []
-    rule = way.add(Fault.CALL, phase, at=STEPS[step], call=lambda _exchange: running[0].kill())
-    running.append(lab.begin("ensure"))
-    assert running[0].wait() < 0
-    assert rule.fired == 1
+    kill_builder(lab, way, phase, at=STEPS[step])
     lab.run("ensure")
     ebs = assert_one_whole_image(account, disk)
     assert ebs["again"] <= SENDERS  # what the dead builder had in flight it could not write down
@@ -118,11 +115,8 @@ def test_a_block_that_was_acknowledged_is_never_sent_again(
 ) -> None:
     larger = make_disk(tmp_path / "larger.raw", blocks=64, size=80 << 20)
     lab.environ["PODVM_IMAGE_URI"] = str(larger)
-    running: list[Command] = []
     for _ in range(2):
-        way.add(Fault.CALL, Phase.BEFORE, method="PUT", at=30, call=lambda _exchange: running[-1].kill())
-        running.append(lab.begin("ensure"))
-        assert running[-1].wait() < 0
+        kill_builder(lab, way, Phase.BEFORE, method="PUT", at=30)
     lab.run("ensure")
     ebs = assert_one_whole_image(account, larger)
     assert ebs["again"] <= 2 * SENDERS
@@ -172,13 +166,7 @@ def test_a_refresh_switches_and_removes_the_image_before(lab: ImageLab, account:
 def test_deleting_while_it_is_built_ends_the_build_and_leaves_nothing(
     lab: ImageLab, account: Account, way: FaultProxy
 ) -> None:
-    way.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=1.0, times=None)
-    builder = lab.begin("ensure")
-    while not made(account)[1]:
-        assert builder.process.is_alive()
-    lab.run("delete")
-    assert builder.wait() == 1
-    assert "asked for the end" in builder.said
+    delete_while_built(lab, way, method="PUT")
     assert made(account)[:2] == ({}, {})
 
 
@@ -212,13 +200,8 @@ def test_by_way_of_a_bucket_one_image_is_made_and_nothing_is_left_there(
     lab: ImageLab, account: Account, way: FaultProxy, bucket: Any, url_or_body: str
 ) -> None:
     if url_or_body:
-        running: list[Command] = []
-        part = url_or_body if url_or_body.startswith("part") else ""
-        body = "" if part else url_or_body
-        rule = way.add(Fault.CALL, Phase.AFTER, url=part, body=body, at=1, call=lambda _e: running[0].kill())
-        running.append(lab.begin("ensure"))
-        assert running[0].wait() < 0
-        assert rule.fired == 1
+        where = "url" if url_or_body.startswith("part") else "body"
+        kill_builder(lab, way, Phase.AFTER, at=1, **{where: url_or_body})
     lab.run("ensure")
     images, snapshots, _ = made(account)
     assert len(images) == len(snapshots) == 1

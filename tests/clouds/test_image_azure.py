@@ -13,7 +13,8 @@ import pytest
 from imagebuilder.publish.upload import SENDERS
 from tests.clouds.azure_image_lab import Cloud, Server, emptied, server
 from tests.clouds.faultproxy import Fault, Phase
-from tests.clouds.imagelab import Command, ImageLab, image_lab, make_disk
+from tests.clouds.imagefates import delete_while_built, kill_builder
+from tests.clouds.imagelab import ImageLab, image_lab, make_disk
 
 GALLERY = "galleries/podvmgallery_prod"
 DEFINITION = f"{GALLERY}/images/podvm-image-x64-cvm"
@@ -86,13 +87,8 @@ SAMPLE = STEPS if os.environ.get("CAA_SOAK") else ("pages", "version")
 
 @pytest.mark.parametrize(("step", "phase"), list(itertools.product(SAMPLE, (Phase.BEFORE, Phase.AFTER))))
 def test_killed_at_any_step_the_next_builder_goes_on(lab: ImageLab, cloud: Cloud, step: str, phase: Phase) -> None:
-    running: list[Command] = []
     method, url = STEPS[step]
-    at = 5 if step == "pages" else 1
-    rule = cloud.way.add(Fault.CALL, phase, method=method, url=url, at=at, call=lambda _exchange: running[0].kill())
-    running.append(lab.begin("ensure"))
-    assert running[0].wait() < 0
-    assert rule.fired == 1
+    kill_builder(lab, cloud.way, phase, method=method, url=url, at=5 if step == "pages" else 1)
     lab.run("ensure")
     assert_one_whole_image(cloud)
     assert cloud.state()["again"] <= SENDERS
@@ -101,13 +97,7 @@ def test_killed_at_any_step_the_next_builder_goes_on(lab: ImageLab, cloud: Cloud
 
 
 def test_deleting_while_it_is_built_ends_the_build_and_leaves_nothing(lab: ImageLab, cloud: Cloud) -> None:
-    rule = cloud.way.add(Fault.DELAY, Phase.BEFORE, method="PUT", url="/blobs/", seconds=1.0, times=None)
-    builder = lab.begin("ensure")
-    while not rule.fired:
-        assert builder.process.is_alive()
-    lab.run("delete")
-    assert builder.wait() == 1
-    assert "asked for the end" in builder.said
+    delete_while_built(lab, cloud.way, method="PUT", url="/blobs/")
     assert cloud.resources() == {}
 
 

@@ -24,7 +24,8 @@ from providers.aws.settings import AwsKeys
 from providers.keys import read_keys
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
-from tests.clouds.imagelab import MIB, Command, ImageLab, image_lab, make_disk
+from tests.clouds.imagefates import kill_builder
+from tests.clouds.imagelab import MIB, ImageLab, image_lab, make_disk
 from tests.ledger.samples import attempt, starting
 
 # What the promise is about; `make test` does an eighth of it.
@@ -78,12 +79,8 @@ def test_of_two_nodes_that_begin_at_once_one_builds_and_both_have_the_image(
 def test_when_the_builder_dies_another_node_goes_on_where_it_was(
     account: Account, way: FaultProxy, node: Callable[[str], ImageLab]
 ) -> None:
-    running: list[Command] = []
-    rule = way.add(Fault.CALL, Phase.BEFORE, method="PUT", at=18, call=lambda _exchange: running[0].kill())
     first, second = node("worker-1"), node("worker-2")
-    running.append(first.begin("ensure"))
-    assert running[0].wait() < 0
-    assert rule.fired == 1
+    kill_builder(first, way, Phase.BEFORE, method="PUT", at=18)
     before = account.emulator.disks()["ebs"]["blocks"]
     assert second.json("ensure")["built"]
     ebs = account.emulator.disks()["ebs"]

@@ -52,7 +52,7 @@ def _ibm(request: pytest.FixtureRequest, _directory: Path) -> Iterator[tuple[dic
     ibm = request.getfixturevalue("ibm")
     ibm.emulator.run_clock()
     trust = ssl.create_default_context(cafile=str(ibm.emulator.ca_file))
-    httpx.put(f"{ibm.emulator.object_storage_url}/images", verify=trust).raise_for_status()
+    httpx.put(f"{ibm.emulator.object_storage_url}/images", verify=trust, timeout=60).raise_for_status()
 
     def left() -> object:
         storage = ibm.emulator.counters()["object_storage"]

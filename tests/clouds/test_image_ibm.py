@@ -14,7 +14,8 @@ import pytest
 
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.ibm_lab import IbmLab
-from tests.clouds.imagelab import Command, ImageLab, image_lab, make_disk
+from tests.clouds.imagefates import delete_while_built, kill_builder
+from tests.clouds.imagelab import ImageLab, image_lab, make_disk
 
 BUCKET = "images"
 
@@ -29,7 +30,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def way(ibm: IbmLab) -> Iterator[FaultProxy]:
     ibm.emulator.run_clock()
     trust = ssl.create_default_context(cafile=str(ibm.emulator.ca_file))
-    httpx.put(f"{ibm.emulator.object_storage_url}/{BUCKET}", verify=trust).raise_for_status()
+    httpx.put(f"{ibm.emulator.object_storage_url}/{BUCKET}", verify=trust, timeout=60).raise_for_status()
     with ibm.emulator.proxy() as made:
         yield made
 
@@ -87,12 +88,8 @@ SAMPLE = STEPS if os.environ.get("CAA_SOAK") else ("part", "import")
 def test_killed_at_any_step_the_next_builder_goes_on(
     lab: ImageLab, ibm: IbmLab, way: FaultProxy, step: str, phase: Phase
 ) -> None:
-    running: list[Command] = []
     method, url = STEPS[step]
-    rule = way.add(Fault.CALL, phase, method=method, url=url, at=1, call=lambda _exchange: running[0].kill())
-    running.append(lab.begin("ensure"))
-    assert running[0].wait() < 0
-    assert rule.fired == 1
+    kill_builder(lab, way, phase, method=method, url=url, at=1)
     lab.run("ensure")
     storage = assert_one_whole_image(ibm)
     assert storage["parts_again"] == 0  # what the storage has is asked of it
@@ -103,13 +100,7 @@ def test_killed_at_any_step_the_next_builder_goes_on(
 def test_deleting_while_it_is_built_ends_the_build_and_leaves_nothing(
     lab: ImageLab, ibm: IbmLab, way: FaultProxy
 ) -> None:
-    rule = way.add(Fault.DELAY, Phase.BEFORE, method="PUT", url="partNumber", seconds=1.0, times=None)
-    builder = lab.begin("ensure")
-    while not rule.fired:
-        assert builder.process.is_alive()
-    lab.run("delete")
-    assert builder.wait() == 1
-    assert "asked for the end" in builder.said
+    delete_while_built(lab, way, method="PUT", url="partNumber")
     assert images(ibm) == []
     storage = ibm.emulator.counters()["object_storage"]
     assert (storage["objects"], storage["uploads"]) == (0, 0)

@@ -74,9 +74,10 @@ def test_a_refusal_is_told_at_once(build: Build, status: int, words: str) -> Non
 
 
 def test_a_server_that_is_not_there_is_told_after_a_few_tries(build: Build) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    done = build(f"http://127.0.0.1:{port}/disk#sha256={'0' * 64}")
+    with socket.socket() as taken:  # by us, so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        done = build(f"http://127.0.0.1:{port}/disk#sha256={'0' * 64}")
     assert f"http://127.0.0.1:{port}/disk cannot be read: " in done.stderr
     assert "(tried 4 times)" in done.stderr
 

@@ -120,7 +120,7 @@ class Emulator:
                 self.group.settle()
                 result = getattr(self, f"do_{name}")(**arguments)
                 self.group.settle()
-            return _json(200, result)
+                return _json(200, result)
         except Exception as error:
             traceback.print_exc()
             return _json(400, {"error": f"{type(error).__name__}: {error}"})

@@ -14,11 +14,11 @@ import ssl
 import threading
 import traceback
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.clouds.process import end_with_parent
+from tests.clouds.serving import Server
 
 PAGE = 512
 LARGEST_PUT = 4 << 20
@@ -69,6 +69,9 @@ class Azure:
                 return self._resource_manager(method, parts.path, base, body)
             except ArmError as error:
                 return _json(error.status, {"error": {"code": error.code, "message": str(error)}})
+            except Exception:
+                traceback.print_exc()
+                return _json(500, {"error": {"code": "InternalError", "message": "a defect"}})
 
     def state(self) -> dict[str, Any]:
         """For the tests."""
@@ -206,51 +209,15 @@ def _json(status: int, result: object) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(result).encode()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Connections stay open, as SDKs like them."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 120
-    azure: Azure
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except OSError:  # the client is gone
-            self.close_connection = True
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        try:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            status, more, answer = self.azure.answer(self.command, self.path, headers, body)
-        except Exception:
-            traceback.print_exc()
-            status, more, answer = _json(500, {"error": {"code": "InternalError", "message": "a defect"}})
-        self.send_response(status)
-        for name, value in (more | {"Content-Length": str(len(answer))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle  # noqa: N815  # names of the standard library
-
-    def log_message(self, *_: Any) -> None:
-        """A test that fails wants the tracebacks only."""
-
-
 def main() -> None:
     """Serve until the parent is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pair", required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     arguments = parser.parse_args()
-    Handler.azure = Azure()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(arguments.pair)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server = Server(Azure().answer, context)
     end_with_parent()
     with os.fdopen(arguments.ready_fd, "w") as ready:
         ready.write(f"{server.server_port}\n")

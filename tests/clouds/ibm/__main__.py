@@ -87,13 +87,13 @@ class Emulator:
         name = path.removeprefix(CONTROL_PREFIX)
         arguments = json.loads(body) if body else {}
         try:
-            result = self._watch(**arguments) if name == "watch" else self._do(name, arguments)
-            return 200, kind, json.dumps(result).encode()
+            answer = self._watch(**arguments) if name == "watch" else self._do(name, arguments)
+            return 200, kind, answer
         except Exception as error:
             traceback.print_exc()
             return 400, kind, _json({"error": f"{type(error).__name__}: {error}"})
 
-    def _do(self, name: str, arguments: dict[str, Any]) -> Any:
+    def _do(self, name: str, arguments: dict[str, Any]) -> bytes:
         verb = self.control.verb(name)
         if verb is None:
             raise ValueError(f"no control verb {name!r}")
@@ -101,16 +101,16 @@ class Emulator:
             self.api.settle()
             result = verb(**arguments)
             self.api.settle()
-            return result
+            return json.dumps(result).encode()
 
-    def _watch(self, version: int, seconds: float) -> Any:
+    def _watch(self, version: int, seconds: float) -> bytes:
         """`guests`, once its version is another than the one given or the time is up."""
         deadline = time.monotonic() + min(seconds, _MAX_WAIT_SECONDS)
         while True:
             with self.lock:
                 self.api.settle()
                 if self.api.region.version != version or time.monotonic() >= deadline:
-                    return self.control.guests()
+                    return json.dumps(self.control.guests()).encode()
             time.sleep(_WATCH_SECONDS)
 
 
