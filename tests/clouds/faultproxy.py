@@ -228,16 +228,16 @@ class FaultProxy:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
+        for listener in server.sockets:
+            self._loop.remove_reader(listener)
+        await _some_turns()  # asyncio loses a connection that was accepted and is not yet made when its server closes
         server.close()
         # Of clients, and of connections whose TLS handshake is not over.
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_THREAD_SECONDS)
-        # Transports that were aborted close their sockets in a later turn.
-        for _ in range(3):
-            await asyncio.sleep(0)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await _some_turns()  # until the transports have closed their sockets
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def ended(task: asyncio.Task[None]) -> None:
@@ -395,6 +395,11 @@ class _Client:
             data += self.connection.send(event) or b""
         self.writer.write(data)
         await self.writer.drain()
+
+
+async def _some_turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
