@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from caa.clock import Clock
 from caa.errors import CallError, InvalidInputError, StartFailedError
@@ -64,6 +65,7 @@ class Tunnels:
         self._metadata = metadata
         self._threads = Threads(WORKERS, "tunnel")
         self._choosing = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody has it
 
     async def inspect(self, netns_path: str) -> PodNetwork:
         """What the pod's network is like. Raises InvalidInputError or StartFailedError."""
@@ -97,19 +99,22 @@ class Tunnels:
         if sandbox.pod_network is None:
             return True
         network = from_json(sandbox.pod_network)
-        await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
-        try:
-            await self._metadata.open(sandbox, network)
-        except (PodNetworkError, OSError) as error:
-            # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
-            log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
-            return False
+        async with self._alone(sandbox.id):
+            await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
+            try:
+                await self._metadata.open(sandbox, network)
+            except (PodNetworkError, OSError) as error:
+                # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
+                log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
+                return False
         return True
 
     async def teardown(self, sandbox: Sandbox) -> None:
         """Take away what `setup` made. Raises PodNetworkError; what could be done is done."""
-        if sandbox.pod_network is not None:
-            network = from_json(sandbox.pod_network)
+        if sandbox.pod_network is None:
+            return
+        network = from_json(sandbox.pod_network)
+        async with self._alone(sandbox.id):
             try:
                 await self._metadata.close(sandbox, network)
             except (PodNetworkError, OSError) as error:  # its device goes with the tunnel's, which it is on top of
@@ -119,6 +124,10 @@ class Tunnels:
     async def close(self) -> None:
         """End the threads."""
         await self._threads.close()
+
+    def _alone(self, sandbox_id: str) -> asyncio.Lock:
+        """A stop may come while a start builds the tunnel, or a look mends it."""
+        return self._locks.setdefault(sandbox_id, asyncio.Lock())
 
     async def _usable(self, tunnel_id: int) -> bool:
         try:

@@ -114,6 +114,7 @@ class MetadataService:
             return
         if known is not None:
             known.close()
+            del self._servers[sandbox.id]  # if the next lines fail, another call begins anew
         listeners = await self._threads.run(self._door.open, sandbox.netns_path, network)
         server = PodServer(_Site(self, sandbox.id), pod_addresses(network), self.clock.monotonic)
         self._servers[sandbox.id] = server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -47,7 +48,7 @@ def nothing_reaches_the_worker(request: pytest.FixtureRequest) -> Iterator[None]
 
 
 def token(pod: Pod, address: str = ADDRESS) -> str:
-    status, found = curl(pod, "-X", "PUT", f"http://{address}/latest/api/token", "-H", f"{TTL}: 60")
+    status, found = curl(pod, "-X", "PUT", f"http://{address}/latest/api/token", "-H", f"{TTL}: 21600")
     assert status == 200, found
     return found
 
@@ -147,7 +148,7 @@ def test_the_token_stays_within_one_hop(fresh: World) -> None:
     fresh.topology.ip(inner, "route add default via 172.30.0.1")
     sysctl(pod.podns, "ipv4/ip_forward", "1")
     run(*f"ip netns exec {pod.podns} iptables -t nat -A POSTROUTING -s 172.30.0.0/24 -j MASQUERADE".split())
-    ask = ("-X", "PUT", f"http://{ADDRESS}/latest/api/token", "-H", f"{TTL}: 60")
+    ask = ("-X", "PUT", f"http://{ADDRESS}/latest/api/token", "-H", f"{TTL}: 21600")
     assert curl(pod, *ask)[0] == 200
     assert curl(pod, *ask, "-m", "1", namespace=inner)[0] == 0
     fresh.configure(CAA_METADATA_HOP_LIMIT="2")
@@ -295,6 +296,22 @@ def test_teardown_ends_it(fresh: World) -> None:
     assert curl(pod, "-m", "1", f"http://{ADDRESS}/")[0] == 0
     fresh.setup(2)
     assert read(pod, "meta-data/instance-id")[0] == 200
+
+
+def test_a_stop_that_comes_while_the_tunnel_is_built_or_mended_leaves_nothing(fresh: World) -> None:
+    pod = fresh.pod(2)
+    sandbox, addresses = fresh.sandboxes[2], pod.vm_addresses
+
+    async def both() -> None:
+        building = asyncio.create_task(fresh.tunnels.setup(sandbox, addresses))
+        await asyncio.sleep(0)  # it has begun
+        await fresh.tunnels.teardown(sandbox)
+        await building
+
+    for _ in range(3):
+        fresh.do(both())
+        assert "vxlan1" not in run("ip", "-n", pod.netns, "link")
+        assert "peerpod" not in run("ip", "netns", "exec", fresh.topology.worker, "iptables-save", "-t", "raw")
 
 
 def test_a_namespace_without_ipv6_is_served_over_ipv4(fresh: World) -> None:
