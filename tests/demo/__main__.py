@@ -93,7 +93,7 @@ async def start_one(service: ServiceProcess, number: int, door: str) -> Started:
     try:
         await asyncio.to_thread(start, started.sandbox_id)
         started.reply_at = time.monotonic() - begun
-        await asyncio.wait_for(prober, 5)
+        await asyncio.wait_for(prober, END_SECONDS)
     finally:
         prober.cancel()
     started.row = await asyncio.to_thread(service.sandbox, started.sandbox_id)
@@ -254,7 +254,7 @@ def main() -> int:
     held(ensure_lab_image())
     try:
         asyncio.run(demo())
-    except (StepFailed, AssertionError) as error:
+    except (StepFailed, AssertionError, TimeoutError) as error:
         console.print(f"  [red]\N{BALLOT X} {error}[/red]")
         return 1
     console.print(f"[bold green]Every step held.[/bold green] {time.monotonic() - begun:.0f} s")
