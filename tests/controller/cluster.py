@@ -227,4 +227,5 @@ class Cluster:
             raise AssertionError(f"{error}\n{self.config().get('status')}\n{logs}") from error
 
     def install(self) -> None:
-        self.until(lambda: self.progress() == ("False", ""))
+        """Until all is there. An object that says so from before says nothing of the controller."""
+        self.until(lambda: self.progress() == ("False", "") and bool(self.kube.do("listed", resource="daemonsets")))

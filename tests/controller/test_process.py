@@ -231,13 +231,15 @@ def test_daemon_sets_and_a_class_that_somebody_else_made_are_used_and_left_there
 
 def test_what_the_api_server_refuses_is_told_and_the_rest_goes_on(cluster: Cluster) -> None:
     kube = cluster.kube
-    kube.do("refuse", code=403, resource="daemonsets", verb="create", times=2)
+    # Until the test has seen it: what is refused once is told for no longer than until the next round.
+    kube.do("refuse", code=403, resource="daemonsets", verb="create", times=10**6)
     cluster.add()
     cluster.controller()
     eventually(cluster.progress, lambda seen: seen == ("True", "Failed"))
     message = cluster.config()["status"]["conditions"][0]["message"]
     assert message == "DaemonSet caa-serve: the test refuses create daemonsets"
     assert cluster.labelled() == ["w0", "w1"]
+    kube.do("refuse_no_more")
     cluster.relabel("w0", wake="1")
     cluster.install()
 

@@ -26,13 +26,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        if self.server.api.down and not self.path.startswith("/_control/"):
-            self._reset()
-            return
         size = int(self.headers.get("content-length") or 0)
         data = self.rfile.read(size) if size else b""
         headers = {key.lower(): value for key, value in self.headers.items()}
         answer = self.server.api.answer(self.command, self.path, headers, data)
+        if answer is None:
+            self._reset()
+            return
         try:
             if answer.watch is None:
                 self._whole(answer)

@@ -39,7 +39,7 @@ class KubeApiServer:
         self._server = ServerProcess("tests.kube", ["--certificate", str(pair)] if self._tls else []).__enter__()
         place = "https://localhost" if self._tls else "http://127.0.0.1"
         self.url = f"{place}:{int(self._server.ready_line)}"
-        self._http = httpx.Client(base_url=self.url, trust_env=False, verify=False)
+        self._http = httpx.Client(base_url=self.url, trust_env=False, verify=False, timeout=PATIENCE_SECONDS)
         return self
 
     def __exit__(
@@ -74,7 +74,9 @@ class KubeApiServer:
     def client(self) -> Iterator[httpx.Client]:
         """Speaks to the API by path, as whoever has the token."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=self.url, headers=headers, trust_env=False, verify=False, timeout=30) as client:
+        with httpx.Client(
+            base_url=self.url, headers=headers, trust_env=False, verify=False, timeout=PATIENCE_SECONDS
+        ) as client:
             yield client
 
     # What tests do and see

@@ -10,8 +10,9 @@ from tests.clouds.aws.account import Account
 from tests.clouds.conftest import account, aws_emulator, ec2
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
-from tests.clouds.podworld import NODE, pod_service
+from tests.clouds.podworld import NODE
 from tests.kube.apiserver import KubeApiServer
+from tests.kube.patient import patient_service
 from tests.lab.service import ServiceProcess
 
 __all__ = ["account", "aws_emulator", "ec2"]
@@ -54,5 +55,5 @@ def kube(api_server: KubeApiServer) -> KubeApiServer:
 
 @pytest.fixture
 def service(account: Account, proxy: FaultProxy, kube: KubeApiServer) -> Iterator[ServiceProcess]:
-    with pod_service(account, proxy.url, PEERPODS_LIMIT_PER_NODE="7", **kube.environ()) as service:
+    with patient_service(account, proxy.url, PEERPODS_LIMIT_PER_NODE="7", **kube.environ()) as service:
         yield service

@@ -101,6 +101,10 @@ class ApiServer:
         rule = {"code": code, "resource": resource, "verb": verb, "times": times, "retry_after": retry_after}
         self.refusing.append(rule)
 
+    def refuse_no_more(self) -> None:
+        """Whatever `refuse` would still have refused."""
+        self.refusing.clear()
+
     def service(self, name: str, namespace: str, host: str, port: int) -> None:
         """Where a Service is reached, for webhooks."""
         self.services[f"{name}.{namespace}"] = (host, port)
@@ -188,7 +192,8 @@ class ApiServer:
 
     # The API
 
-    def answer(self, method: str, url: str, headers: dict[str, str], data: bytes) -> Answer:
+    def answer(self, method: str, url: str, headers: dict[str, str], data: bytes) -> Answer | None:
+        """None while it is down: the connection is to be reset."""
         parts = urlsplit(url)
         if parts.path.startswith("/_control/"):
             with self.lock:
@@ -199,6 +204,8 @@ class ApiServer:
         self.answering.wait()
         query = dict(parse_qsl(parts.query))
         with self.lock:
+            if self.down:  # from one moment on, also for whoever has just asked
+                return None
             try:
                 return self._answer(method, unquote(parts.path), query, headers, data)
             except Refusal as refusal:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.kube.apiserver import KubeApiServer, eventually
+from tests.kube.apiserver import PATIENCE_SECONDS, KubeApiServer, eventually
+from tests.lab.ports import held_port
 
 PLACE = Path(__file__).parents[2] / "docker" / "kubernetes" / "webhook"
 SPACE = "peerpods"
@@ -24,8 +25,7 @@ SPACE = "peerpods"
 @contextlib.contextmanager
 def webhook(kube: KubeApiServer) -> Iterator[None]:
     """Runs, and the Service leads to it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = held_port()
     arguments = ["webhook", "--host", "127.0.0.1", "--port", str(port), "--namespace", SPACE]
     process = subprocess.Popen(
         [sys.executable, "-m", "caa.cli.main", *arguments], env=os.environ | {"KUBECONFIG": str(kube.kubeconfig())}
@@ -36,7 +36,7 @@ def webhook(kube: KubeApiServer) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_SECONDS)
 
 
 def _connects(port: int) -> bool:

@@ -106,5 +106,7 @@ def test_a_built_image_is_told_quarter_by_quarter_and_named_in_the_config_map_th
             status = client.get("/v1/config/status").json()
             assert status["refused"] is None
             assert client.get("/v1/image/status").json()["ready"]["image"] == image
-    calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
-    assert rights(ROLE) <= calls <= rights(ROLE, NODE)
+        calls = eventually(
+            lambda: {(call["verb"], call["resource"]) for call in kube.do("called")}, lambda seen: rights(ROLE) <= seen
+        )
+    assert calls <= rights(ROLE, NODE)

@@ -16,7 +16,7 @@ from providers.base import ConfigError
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.imagelab import make_disk
-from tests.clouds.podworld import NODE, TYPE, alive, launches, service_directory, service_environ
+from tests.clouds.podworld import NODE, TYPE, alive, launches, pod_service, service_directory, service_environ
 from tests.clouds.test_service_image import unready_service, wait_until_it_listens
 from tests.kube.apiserver import KubeApiServer, eventually
 from tests.kube.test_manifests import NODE as NODE_ROLE
@@ -45,7 +45,7 @@ def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_aske
     assert written["at"] < launch.at
     eventually(lambda: kube.reasons("web"), lambda seen: seen == STARTED)
     (instance,) = alive(account)
-    (peer_pod,) = eventually(kube.peer_pods, lambda seen: bool(seen[0]["spec"]["instanceID"]))
+    (peer_pod,) = eventually(kube.peer_pods, lambda seen: bool(seen) and bool(seen[0]["spec"]["instanceID"]))
     assert peer_pod["spec"] == {"cloudProvider": "aws", "instanceID": instance}
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "web", "uid": uid, "controller": True}
     assert peer_pod["metadata"]["ownerReferences"] == [owner]
@@ -59,8 +59,12 @@ def test_a_pod_s_life_is_told_and_its_peer_pod_is_there_before_the_cloud_is_aske
     service.stop_sandbox(sandbox_id)
     eventually(kube.peer_pods, lambda seen: not seen)
     assert not alive(account)
-    assert kube.capacity(NODE)[RESOURCE] == "7"
-    calls = {(call["verb"], call["resource"]) for call in kube.do("called")}
+    eventually(lambda: kube.capacity(NODE).get(RESOURCE), lambda seen: seen == "7")
+    # The PeerPod is gone with its finalizer; that it is to go is asked after that.
+    calls = eventually(
+        lambda: {(call["verb"], call["resource"]) for call in kube.do("called")},
+        lambda seen: seen >= rights(NODE_ROLE),
+    )
     assert calls == rights(NODE_ROLE)
 
 
@@ -182,24 +186,31 @@ def test_sandboxes_go_on_while_the_api_server_is_down_and_it_catches_up_even_aft
         kube.peer_pods, lambda seen: [one["metadata"]["ownerReferences"][0]["name"] for one in seen] == ["during"]
     )
     assert peer_pod["spec"]["instanceID"] in alive(account)
+    # Those that it was not told before the outage.
+    eventually(lambda: kube.reasons("before"), lambda seen: len(seen) >= len(STARTED))
     assert kube.reasons("before") == STARTED
 
 
 def test_of_an_api_server_that_does_not_answer_one_start_waits_two_seconds_and_the_next_none(
-    kube: KubeApiServer, service: ServiceProcess
+    account: Account, proxy: FaultProxy, kube: KubeApiServer
 ) -> None:
-    for pod in ("first", "second"):
-        kube.add_pod(pod)
-    kube.do("set_silent", silent=True)
-    begun = time.monotonic()
-    started(service, "first")
-    between = time.monotonic()
-    started(service, "second")
-    assert time.monotonic() - between < BEFORE_LAUNCH_SECONDS <= between - begun < 2 * BEFORE_LAUNCH_SECONDS
-    kube.do("set_silent", silent=False)
-    for pod in ("first", "second"):
-        eventually(partial(kube.reasons, pod), lambda seen: seen == STARTED)
-    eventually(kube.peer_pods, lambda seen: len(seen) == 2)
+    with pod_service(account, proxy.url, **kube.environ()) as service:
+        kube.do("set_silent", silent=True)
+        took: list[float] = []
+        # After the first any number, for a start may take so long by itself on a busy machine.
+        while len(took) < 2 or (min(took[1:]) >= BEFORE_LAUNCH_SECONDS and len(took) < 10):
+            pod = f"pod-{len(took)}"
+            kube.add_pod(pod)
+            begun = time.monotonic()
+            started(service, pod)
+            took.append(time.monotonic() - begun)
+        assert min(took[1:]) < BEFORE_LAUNCH_SECONDS <= took[0]
+        # Whichever start waited has said so, and how that ended.
+        assert service.log_file.read_text().count("is written later: no answer in time") == 1
+        kube.do("set_silent", silent=False)
+        for number in range(len(took)):
+            eventually(partial(kube.reasons, f"pod-{number}"), lambda seen: seen == STARTED)
+        eventually(kube.peer_pods, lambda seen: len(seen) == len(took))
 
 
 def test_an_answer_that_passes_is_tried_again_and_nothing_is_told_twice(

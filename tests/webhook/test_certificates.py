@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from cryptography import x509
 from lightkube import AsyncClient
 from lightkube.config.kubeconfig import KubeConfig
 
 from caa.webhook.certificates import CA_VALIDITY, VALIDITY, Certificates, Pki, renewed
 from caa.webhook.server import Tls
+from tests.lab.ports import held_port
 from tests.webhook.apiserver import CONFIGURATION, SECRET, SECRETS, ApiServer, api_server
 
 NAME = "caa-webhook.peerpods.svc"
@@ -50,8 +52,15 @@ def current(server: ApiServer, now: datetime) -> Pki:
     """What one replica gets at that time."""
     config = KubeConfig.from_dict(server.kubeconfig())
     names = {"secret": "caa-webhook-tls", "service": "caa-webhook", "configuration": "caa-webhook"}
-    client = AsyncClient(config=config.get())
-    return asyncio.run(Certificates(client, At(now), namespace="peerpods", **names).current())
+
+    async def run() -> Pki:
+        client = AsyncClient(config=config.get(), timeout=httpx2.Timeout(PATIENCE_S))
+        try:
+            return await Certificates(client, At(now), namespace="peerpods", **names).current()
+        finally:
+            await client.aclose()
+
+    return asyncio.run(run())
 
 
 def trusted(server: ApiServer) -> str:
@@ -127,9 +136,8 @@ def presented(context: ssl.SSLContext, bundle: str) -> bytes:
 
 
 def test_the_process_answers_over_the_certificate_the_api_server_trusts(tmp_path: Path) -> None:
-    with api_server() as server, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
+    with api_server() as server:
+        port = held_port()
         kubeconfig = tmp_path / "config"
         kubeconfig.write_text(json.dumps(server.kubeconfig()))
         command = [sys.executable, "-m", "caa.cli.main", "webhook", "--host", "127.0.0.1", "--port", str(port)]
