@@ -39,10 +39,10 @@ pytestmark = pytest.mark.skipif(
 
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
-# Promised on a developer's machine with emulation (no KVM), in seconds from power-on to the first answer; a machine
-# that is busy with other tests gets three times as long before the test gives up.
+# Promised on a developer's machine with emulation (no KVM), in seconds from power-on to the first answer, as long as it
+# does nothing else: what others took of its CPUs meanwhile is taken off. Before the test gives up it waits longer.
 TARGET = {"firmware": 40.0, "direct": 20.0}
-PATIENCE = 3
+PATIENCE = 8
 # Where the guest is reached: an address of this process alone, and a port that is given to nobody who asks for any.
 ADDRESS, PORT = f"127.60.{os.getpid() >> 8 & 255}.{os.getpid() & 255}", 15150
 # Promised for a build after its packages are downloaded.
@@ -202,7 +202,9 @@ def check_agent(vm: PodVm, target: float) -> float:
         assert b"stand-in" in call(connection, 3, "grpc.Health", "Version")
         sandbox = write_field(1, LEN, b"pod") + write_field(2, LEN, b"nameserver 1.2.3.4") + write_field(5, LEN, b"sb1")
         assert call(connection, 5, "grpc.AgentService", "CreateSandbox", sandbox) == b""
-    print(f"power-on to the agent's answer: {seconds:.1f} s (target {target:.0f} s), {crowding.mean:.1f} times as slow")
+    print(f"power-on to the agent's answer: {seconds:.1f} s (target {target:.0f} s)")
+    print(f"the machine was {crowding.mean:.1f} times as slow as alone")
+    assert seconds / crowding.mean <= target
     return seconds
 
 
