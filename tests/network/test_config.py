@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.podnetwork.config import (
@@ -184,7 +184,6 @@ _anything = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*to_json(NETWORK), "ipv6", "underlay-mtu"]), _anything))
 def test_whatever_is_sent_is_read_or_refused(document: dict[str, object]) -> None:
     with suppress(ConfigError):
@@ -220,7 +219,6 @@ _six = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         PodNetwork,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.podnetwork.discovery import (
@@ -41,7 +41,6 @@ def _counts(route: RouteEntry) -> bool:
     return route.destination in EVERYWHERE and route.device in NAMES and not route.dead
 
 
-@settings(deadline=None)
 @given(_routes)
 def test_the_live_default_route_with_the_lowest_metric_wins(routes: list[RouteEntry]) -> None:
     counting = [route for route in routes if _counts(route)]
@@ -57,7 +56,6 @@ def test_the_live_default_route_with_the_lowest_metric_wins(routes: list[RouteEn
     assert chosen == equals[0]
 
 
-@settings(deadline=None)
 @given(_routes, st.sampled_from(EVERYWHERE))
 def test_the_way_a_default_route_is_written_changes_nothing(routes: list[RouteEntry], written: str | None) -> None:
     def answer(table: list[RouteEntry]) -> str:
@@ -70,7 +68,6 @@ def test_the_way_a_default_route_is_written_changes_nothing(routes: list[RouteEn
     assert answer(same) == answer(routes)
 
 
-@settings(deadline=None)
 @given(_routes)
 def test_other_routes_and_absent_interfaces_never_matter(routes: list[RouteEntry]) -> None:
     counting = [route for route in routes if _counts(route)]
@@ -78,7 +75,6 @@ def test_other_routes_and_absent_interfaces_never_matter(routes: list[RouteEntry
         assert default_route(routes, LINKS) == default_route(counting, LINKS)
 
 
-@settings(deadline=None)
 @given(_routes, st.sampled_from(NAMES))
 def test_a_better_default_route_takes_over_wherever_it_is_listed(routes: list[RouteEntry], name: str) -> None:
     worse = [route._replace(metric=(route.metric or 0) + 1) for route in routes]
