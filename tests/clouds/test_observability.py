@@ -20,7 +20,7 @@ from caa.sizing import MACHINE_TYPE
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.podworld import pod_service
-from tests.faults.world import free_port
+from tests.lab.ports import held_port
 from tests.lab.service import ServiceProcess, new_id
 from tests.ledger.postgresql import Server
 
@@ -92,7 +92,7 @@ class Prometheus:
 @contextmanager
 def prometheus(directory: Path, target: int) -> Iterator[Prometheus]:
     """Scrapes the port once a second as job "caa"."""
-    port = free_port()
+    port = held_port()
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],

@@ -27,7 +27,7 @@ from tests.clouds.aws.account import Account
 from tests.clouds.aws.emulator import AwsEmulator
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.podworld import pod_service
-from tests.faults.world import free_port
+from tests.lab.ports import held_port
 from tests.lab.service import new_id, pod_annotations
 
 CHECKS = [
@@ -52,7 +52,7 @@ def api_schema(aws_emulator: AwsEmulator, ec2: Any, tmp_path_factory: pytest.Tem
     token = tmp_path_factory.mktemp("api") / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{held_port()}"
     with (
         FakeGuests(aws_emulator.url),
         pod_service(account, aws_emulator.url, CAA_API_LISTEN=listen, CAA_API_TOKEN_FILE=str(token)) as service,

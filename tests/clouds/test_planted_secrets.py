@@ -21,7 +21,7 @@ from tests.clouds.aws.account import Account
 from tests.clouds.aws.errors import Ec2Error
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.podworld import LAUNCHES, alive, pod_service
-from tests.faults.world import free_port
+from tests.lab.ports import held_port
 from tests.lab.service import ServiceProcess, new_id
 
 CREDENTIALS = {
@@ -150,7 +150,7 @@ def test_no_secret_comes_out_of_a_whole_life(
     for path, text in ((token, TOKEN), (operator, OPERATOR_TOKEN)):
         path.write_text(text)
         path.chmod(0o600)
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{held_port()}"
     (first, *_) = account.seed.subnets
     account.emulator.capacity({"zone": first})
     keys = CREDENTIALS | {

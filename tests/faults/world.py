@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from caa.ledger import upgrade
 from tests.clouds.faultproxy import FaultProxy
 from tests.faults.cloud import SeenInstance, emulated
 from tests.lab.forkserver import ForkedService, ForkServer
+from tests.lab.ports import held_port
 from tests.ledger.postgresql import Server
 
 CLUSTER = "faults"
@@ -63,7 +63,7 @@ class World:
     def __enter__(self) -> World:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.cloud)
-            self._port = free_port()
+            self._port = held_port()
             stack.enter_context(self.cloud.guests(self._port))
             self.cloud.set_up()
             self._stack = stack.pop_all()
@@ -110,10 +110,3 @@ class World:
                 self._postgresql = server, template
             server, template = self._postgresql
             return server.url(server.new_database(template))
-
-
-def free_port() -> int:
-    """A TCP port that nobody on this machine uses now; so other tests' guests are in nobody's way."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
