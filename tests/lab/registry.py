@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import tarfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from tests.lab.ports import held_port
 from tests.lab.tokens import ISSUER, SERVICE, TokenServer
 
 USER, PASSWORD = "puller", "a word nobody else knows"
@@ -30,7 +30,7 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 DISK = "application/vnd.example.disk"
-_START_SECONDS = 20
+_START_SECONDS = 60
 
 
 class Registry:
@@ -45,8 +45,7 @@ class Registry:
         self.auth_file = directory / "auth.json"
 
     def __enter__(self) -> Registry:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.host = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.host = f"127.0.0.1:{held_port()}"
         (self.directory / "htpasswd").write_text(_HTPASSWD)
         config = {
             "version": 0.1,
