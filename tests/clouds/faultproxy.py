@@ -30,6 +30,7 @@ import h11
 
 from caa.clock import SystemClock
 from caa.pki import NodeKeys
+from tests.lab.streams import close_server, turns
 
 _READ_SIZE = 1 << 16
 # No emulator takes this long; a backend that hangs must not hang the test.
@@ -228,16 +229,13 @@ class FaultProxy:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        for listener in server.sockets:
-            self._loop.remove_reader(listener)
-        await _some_turns()  # asyncio loses a connection that was accepted and is not yet made when its server closes
-        server.close()
+        await close_server(server)
         # Of clients, and of connections whose TLS handshake is not over.
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await _some_turns()  # until the transports have closed their sockets
+            await turns()  # until the transports have closed their sockets
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def ended(task: asyncio.Task[None]) -> None:
@@ -395,11 +393,6 @@ class _Client:
             data += self.connection.send(event) or b""
         self.writer.write(data)
         await self.writer.drain()
-
-
-async def _some_turns() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 from caa.agentproxy.control import ProxyControl
 from caa.agentproxy.health import serving_frame
 from caa.ttrpc.frames import HEADER, REQUEST, Request, error_frame, response_frame
+from tests.lab.streams import close_server
 
 SERVER_NAME = "podvm-test-12345678"
 # How long a test waits for what another process does. Only a failing test waits this long.
@@ -154,9 +155,9 @@ class Guest:
 
     async def stop(self) -> None:
         """Refuse new connections and reset those there are."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            await close_server(server)
         for connection in self.connections:
             connection.cut()
         if self._tasks:
@@ -168,6 +169,9 @@ class Guest:
         return [method for connection in self.connections for method in connection.methods()]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # its handshake was under way at the end
+            writer.transport.abort()
+            return
         connection = GuestConnection(reader, writer)
         self.connections.append(connection)
         task = asyncio.current_task()
