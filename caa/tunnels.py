@@ -65,6 +65,7 @@ class Tunnels:
         self._metadata = metadata
         self._threads = Threads(WORKERS, "tunnel")
         self._choosing = asyncio.Lock()
+        self._untold: set[str] = set()  # sandboxes whose pods are not told of their VM; said once in the log
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody has it
 
     async def inspect(self, netns_path: str) -> PodNetwork:
@@ -105,8 +106,11 @@ class Tunnels:
                 await self._metadata.open(sandbox, network)
             except (PodNetworkError, OSError) as error:
                 # The tunnel keeps those requests from everywhere else. A pod can do without; the next look tries again.
-                log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
+                if sandbox.id not in self._untold:
+                    log.warning("the pod of sandbox %s gets no instance metadata: %s", sandbox.id, error)
+                self._untold.add(sandbox.id)
                 return False
+            self._untold.discard(sandbox.id)
         return True
 
     async def teardown(self, sandbox: Sandbox) -> None:
@@ -119,6 +123,7 @@ class Tunnels:
                 await self._metadata.close(sandbox, network)
             except (PodNetworkError, OSError) as error:  # its device goes with the tunnel's, which it is on top of
                 log.warning("the metadata of sandbox %s goes with its tunnel: %s", sandbox.id, error)
+            self._untold.discard(sandbox.id)
             await self._threads.run(tunnel.teardown, sandbox.netns_path, network)
 
     async def close(self) -> None:

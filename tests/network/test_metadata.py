@@ -220,7 +220,7 @@ def test_while_the_service_is_down_requests_end_nowhere_and_the_next_one_answers
 
 
 def test_while_the_kernel_still_has_what_a_killed_service_held_the_pod_waits_for_the_next_look(
-    fresh: World, monkeypatch: pytest.MonkeyPatch
+    fresh: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = fresh.pod(2)
     fresh.end()
@@ -231,6 +231,8 @@ def test_while_the_kernel_still_has_what_a_killed_service_held_the_pod_waits_for
     monkeypatch.setattr(metadatadoor, "_PREDECESSOR_SECONDS", 0.2)
     fresh.begin()
     assert not fresh.setup(2)
+    assert not fresh.setup(2)
+    assert caplog.text.count("gets no instance metadata") == 1
     fresh.topology.ip(pod.netns, "link del held")
     assert fresh.setup(2)
     assert read(pod, "meta-data/instance-id")[0] == 200
