@@ -51,7 +51,7 @@ def exchange(*pieces: bytes, site: Echo | None = None, addresses: frozenset[str]
                     await writer.drain()
                     await asyncio.sleep(0)
                 writer.write_eof()
-                return await asyncio.wait_for(reader.read(), 5)
+                return await asyncio.wait_for(reader.read(), 20)
             return b""
         finally:
             writer.close()

@@ -64,6 +64,6 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_1500_types_are_read_in_less_than_a_second(tmp_path: Path) -> None:
     path = written(tmp_path, "".join(f"m{n}.large: {n / 1000}\nm{n}.large@spot: {n / 3000}\n" for n in range(1500)))
-    begun = time.perf_counter()
+    begun = time.process_time()  # the machine is shared
     assert len(read_prices(path)) == 3000
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 1

