@@ -74,7 +74,7 @@ class Server:
 
     def __init__(self, services: Mapping[str, Mapping[str, Handler]]) -> None:
         self._services = services
-        self._listeners: list[tuple[asyncio.AbstractServer, _SocketFile]] = []
+        self._listeners: list[tuple[asyncio.Server, _SocketFile]] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._closing = False
 
@@ -100,9 +100,15 @@ class Server:
     async def close(self, grace_seconds: float) -> None:
         """Stop: refuse new calls at once, let those under way end within `grace_seconds`, cancel the rest."""
         self._closing = True
-        while self._listeners:
-            server, file = self._listeners.pop()
+        listeners, self._listeners = self._listeners, []
+        for server, file in listeners:
             file.unlink_if_ours()
+            for listener in server.sockets:
+                asyncio.get_running_loop().remove_reader(listener)
+        # What was accepted in the turn before becomes a connection in this one. A server that is closed already would
+        # lose it: open, and its caller without an answer.
+        await asyncio.sleep(0)
+        for server, _ in listeners:
             server.close()
         calls = [task for connection in self._connections.values() for task in connection.calls.values()]
         if calls:
