@@ -42,7 +42,7 @@ def work(pod: Pod, capabilities: list[str]) -> subprocess.CompletedProcess[str]:
     """All of it, in the worker's namespace."""
     command = [sys.executable, "-c", PROGRAM, path_of(pod.netns), str(FIRST), *pod.vm_addresses]
     enter = ["ip", "netns", "exec", pod.topology.worker, *confined(capabilities), 'exec "$@"', "sh"]
-    return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=300)
 
 
 def test_the_capabilities_of_the_manifest_are_enough_and_each_is_needed(pod: Pod) -> None:
