@@ -55,6 +55,7 @@ class PodServer:
         self._monotonic = monotonic
         self._tokens, self._filled = BURST, monotonic()
         self._servers: list[asyncio.Server] = []
+        self.closed = False
 
     async def start(self, listeners: list[socket.socket]) -> None:
         """Serve on these; they are closed with the server."""
@@ -63,9 +64,17 @@ class PodServer:
             self._servers.append(await loop.create_server(lambda: _Connection(self), sock=listener))
 
     def close(self) -> None:
-        """Close the listeners and every connection."""
+        """Close every connection, and the listeners in the next turn of the loop.
+
+        What was accepted in the turn before becomes a connection in this one. A server that is closed already would
+        lose it: open, and its pod without an answer.
+        """
+        self.closed = True
+        loop = asyncio.get_running_loop()
         for server in self._servers:
-            server.close()
+            for listener in server.sockets:
+                loop.remove_reader(listener)
+            loop.call_soon(server.close)
         self._servers.clear()
         for connection in list(self.connections):
             connection.abort()
@@ -96,8 +105,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        if peer is None or peer[0] not in self._server.addresses or len(self._server.connections) >= CONNECTIONS:
+        peer, server = transport.get_extra_info("peername"), self._server
+        unknown = peer is None or peer[0] not in server.addresses
+        if server.closed or unknown or len(server.connections) >= CONNECTIONS:
             self._transport.abort()
             return
         self._server.connections.add(self)

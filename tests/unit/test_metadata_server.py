@@ -128,3 +128,21 @@ def test_a_pod_that_asks_too_fast_is_told_to_wait(monkeypatch: pytest.MonkeyPatc
 
 def test_head_has_no_body() -> None:
     assert exchange(GET.replace(b"GET", b"HEAD")).endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_pod_that_connects_in_the_moment_of_the_end_is_not_left_hanging(turns: int) -> None:
+    async def run() -> bytes:
+        serving = PodServer(Echo(), frozenset({"127.0.0.1"}), asyncio.get_running_loop().time)
+        listener = socket.create_server(("127.0.0.1", 0))
+        await serving.start([listener])
+        with socket.create_connection(listener.getsockname()) as pod:  # the loop sees it in one of its next turns
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            serving.close()
+            pod.settimeout(20)
+            with suppress(ConnectionResetError):
+                return await asyncio.to_thread(pod.recv, 1)
+        return b""
+
+    assert asyncio.run(run()) == b""
