@@ -112,7 +112,7 @@ def test_another_pod_of_the_same_name_is_not_told_of_a_sandbox_that_was_there_be
 def test_a_pod_that_waits_for_the_image_is_told_so(
     account: Account, proxy: FaultProxy, kube: KubeApiServer, tmp_path: Path
 ) -> None:
-    proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=1.0, times=None)
+    upload = proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=5.0, times=None)
     kube.add_pod("web")
     with unready_service(account, proxy, make_disk(tmp_path / "disk.raw"), **kube.environ()) as service:
         wait_until_it_listens(service)
@@ -121,6 +121,7 @@ def test_a_pod_that_waits_for_the_image_is_told_so(
         refused = service.begin_start(sandbox_id).json()
         (told,) = eventually(lambda: kube.events("web"), bool)
         assert (told["reason"], told["type"], told["message"]) == ("ImageBuilding", "Normal", refused["detail"])
+        upload.seconds = 0.0  # no earlier, or the image may be there before the pod
         service.wait_ready()
         service.start_sandbox(sandbox_id)
         eventually(lambda: kube.reasons("web"), lambda seen: seen == ["ImageBuilding", *STARTED])
