@@ -25,12 +25,20 @@ from caa.ledger import (
     statements,
 )
 from caa.ledger import engine as ledger_engine
+from caa.ledger import store as ledger_store
 from caa.ledger.tables import SCHEMA_REVISION
 from caa.sandbox import AttemptState, Sandbox, SandboxState
 from tests.ledger.postgresql import Server
 from tests.ledger.samples import USER_DATA, attempt, event, sandbox, starting
 
 THREADS = 8
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow disk the last of many writers waits longer than a service would: these tests are about who wins."""
+    monkeypatch.setattr(ledger_engine, "LOCK_WAIT_S", 60)
+    monkeypatch.setattr(ledger_store, "LOCK_WAIT_S", 60)
 
 
 def child(verb: str, url: str) -> subprocess.Popen[str]:

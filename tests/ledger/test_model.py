@@ -120,9 +120,7 @@ def test_any_history_of_writes_matches_the_declared_tables(url: str) -> None:
     slow_disk = [HealthCheck.too_slow, HealthCheck.data_too_large]
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=25, stateful_step_count=30, deadline=None, database=None, suppress_health_check=slow_disk
-        ),
+        settings=settings(max_examples=25, stateful_step_count=30, database=None, suppress_health_check=slow_disk),
     )
     ledger.close()
 

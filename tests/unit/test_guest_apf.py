@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.clock import SystemClock
@@ -130,7 +130,6 @@ _json = st.recursive(
 _keys = st.sampled_from(["pod-network", "tls-server-key", "TLS-SERVER-CERT", "tls-min-version", "tls-cipher-suites"])
 
 
-@settings(deadline=None)
 @given(st.one_of(st.dictionaries(_keys, _json).map(json.dumps), _json.map(json.dumps), st.text(max_size=60)))
 def test_no_apf_json_ends_in_anything_but_an_answer_or_our_own_error(
     tmp_path_factory: pytest.TempPathFactory, text: str

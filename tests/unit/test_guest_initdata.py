@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.guest import cloudconfig, initdata
@@ -226,7 +226,6 @@ _paths = st.one_of(
 _entries = st.lists(st.tuples(_paths, st.text(max_size=30)), max_size=4)
 
 
-@settings(deadline=None)
 @given(_entries, st.one_of(st.none(), _initdata), st.binary(max_size=20))
 def test_whatever_comes_the_guest_writes_its_own_paths_or_says_why_not(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, str]], given_initdata: str | None, tail: bytes

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.guest.copyfile import CopyFileRequest, copy_file
@@ -122,7 +122,6 @@ def test_missing_sources_of_bind_mounts_are_made_and_others_are_not(tmp_path: Pa
     assert there.read_text() == "kept"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["CreateContainer", "CreateSandbox", "Other"]))
 def test_a_payload_that_does_not_parse_passes_for_the_agent_to_refuse(payload: bytes, method: str) -> None:
     data = call(method, payload)
@@ -132,13 +131,11 @@ def test_a_payload_that_does_not_parse_passes_for_the_agent_to_refuse(payload: b
         assert rewrite_request(data, Path("/")) is data
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_of_a_request_crash_the_forwarder(data: bytes) -> None:
     assert isinstance(rewrite_request(data, Path("/")), bytes)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 5), st.binary(max_size=60)), max_size=8),
     st.lists(st.integers(1, 50), min_size=1),
@@ -160,7 +157,6 @@ def test_frames_pass_whole_however_they_are_cut(frames: list[tuple[int, int, byt
     assert seen == [data for _, kind, data in frames if kind == REQUEST]
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=6), st.lists(st.integers(1, 30), min_size=1))
 def test_the_place_between_two_frames_is_known_however_they_are_cut(bodies: list[bytes], cuts: list[int]) -> None:
     frames = [frame(number, 2, body) for number, body in enumerate(bodies)]
@@ -184,7 +180,6 @@ def test_an_over_long_frame_passes_without_being_held_and_the_next_is_in_step() 
 _parts = st.sampled_from(["..", "a", "link", "/", "", ".", "b\0", "etc"])
 
 
-@settings(deadline=None)
 @given(st.lists(_parts, max_size=6), st.sampled_from([0o100644, 0o040755, 0o120777]), st.booleans())
 def test_a_copied_file_never_lands_outside_the_shared_directory(
     tmp_path_factory: pytest.TempPathFactory, parts: list[str], mode: int, inside: bool

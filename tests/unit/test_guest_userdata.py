@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.guest.cloudconfig import read_events
@@ -47,7 +47,6 @@ _content = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(ALLOWED)), _content), max_size=4))
 def test_any_content_comes_out_byte_for_byte(files: list[tuple[str, str]]) -> None:
     assert parse(cloud_config(files)) == [File(*file) for file in files]
@@ -96,7 +95,6 @@ _piece = st.sampled_from(
 _nearly = st.lists(st.one_of(_piece, st.text(max_size=4)), max_size=30).map("".join)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["  - path: /a\n", "  - path: /a\n    content: |\n      x\n", ""]), _nearly)
 def test_the_quick_reader_reads_what_yaml_reads_or_leaves_it_to_yaml(entry: str, more: str) -> None:
     for text in (f"#cloud-config\n\nwrite_files:\n{entry}{more}", f"#cloud-config\n\nwrite_files:\n{entry}{more}\n"):
@@ -125,7 +123,6 @@ _junk = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(_junk)
 def test_no_input_ends_in_anything_but_files_or_a_clear_error(text: bytes) -> None:
     with suppress(UserDataError):
@@ -148,7 +145,6 @@ _TRICKS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.builds(File, st.one_of(st.sampled_from(sorted(ALLOWED)), _TRICKS, st.text(max_size=30)), st.text())))
 def test_nothing_is_ever_written_outside_the_allowed_paths(
     tmp_path_factory: pytest.TempPathFactory, files: list[File]

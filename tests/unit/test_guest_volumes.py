@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.agentproxy.messages import CloudVolume
@@ -80,7 +80,6 @@ _entry = st.dictionaries(st.sampled_from([*GOOD, "fs_group", "other"]), _texts, 
 _json = st.one_of(st.dictionaries(_texts, _entry, max_size=3).map(json.dumps), st.text(max_size=30))
 
 
-@settings(deadline=None)
 @given(_json)
 def test_whatever_is_accepted_stays_below_the_directory_of_volumes(text: str) -> None:
     try:

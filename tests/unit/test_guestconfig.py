@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.clock import SystemClock
@@ -114,7 +114,6 @@ def test_the_strict_parser_of_these_tests_refuses_what_a_stock_guest_refuses() -
 contents = st.lists(lines, max_size=6).map("\n".join)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(FILE_ORDER), contents), max_size=4, unique_by=lambda file: file[0]))
 def test_what_is_sent_reaches_a_stock_guest_and_ours_unchanged_or_is_not_sent(files: list[tuple[str, str]]) -> None:
     try:

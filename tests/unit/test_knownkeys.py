@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caa.configdocs import markdown
@@ -187,7 +187,6 @@ def test_no_known_key_is_suspect_whichever_cloud_it_is_of() -> None:
     assert meant(*known_names(), *WITHOUT_USE) == {}
 
 
-@settings(deadline=None)  # each name is compared with every key of every cloud
 @given(st.sampled_from(sorted(known_names())), st.data())
 def test_a_letter_left_out_of_a_longer_key_is_seen(key: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(key) - 1))

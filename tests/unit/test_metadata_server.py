@@ -109,7 +109,7 @@ def test_what_is_too_long_or_not_plain_is_refused_and_the_connection_closed(requ
     assert site.seen == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_bytes_of_any_kind_do_no_harm(pieces: list[bytes]) -> None:
     answer = exchange(*pieces)

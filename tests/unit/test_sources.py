@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def test_a_directory_that_changes_all_the_time_is_read_in_one_state(tmp_path: Pa
     thread.start()
     try:
         seen = {tuple(read_directory(mounted.path).items()) for _ in range(500)}
+        deadline = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < deadline:  # the other thread had no turn yet
+            seen.add(tuple(read_directory(mounted.path).items()))
     finally:
         done.set()
         thread.join()
