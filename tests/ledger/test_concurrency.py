@@ -121,7 +121,8 @@ def test_events_never_turn_up_behind_an_id_already_seen(ledger: Ledger) -> None:
             for _ in range(8):
                 ledger.add_event(event())
             return
-        while len(seen) < 8 * (THREADS - 1):
+        deadline = time.monotonic() + 60  # a writer that failed is told, not waited for
+        while len(seen) < 8 * (THREADS - 1) and time.monotonic() < deadline:
             seen.extend(e.id or 0 for e in ledger.events("sb-1", after_id=seen[-1] if seen else 0))
 
     at_once(work)
