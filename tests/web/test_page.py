@@ -391,6 +391,18 @@ def test_the_page_goes_on_by_itself_when_the_service_is_back(browser: Browser, t
     context.close()
 
 
+def test_the_page_goes_on_by_itself_after_a_proxy_answered_for_the_service(browser: Browser, service: Service) -> None:
+    context = opened(browser, service.tcp_url)
+    assert context.request.post("/login", form={"token": TOKEN}).ok
+    tab = context.new_page()
+    tab.route("**/events*", lambda route: route.fulfill(status=502, body="bad gateway"))
+    tab.goto("/")
+    expect(tab.locator("#live")).to_contain_text("trying again")
+    tab.unroute("**/events*")
+    expect(tab.locator("#live")).to_have_text("Live")
+    context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("where", ["table", "timeline"])
 def test_axe_finds_nothing_serious(page: Page, few: str, scheme: str, where: str) -> None:

@@ -83,23 +83,32 @@ if (table) {
   }, 10000);
 }
 
-const stream = new EventSource("/events?after=" + (table || one).dataset.after);
 const say = (text) => { if (live.textContent !== text) live.textContent = text; };
-stream.onopen = () => say("Live");
-stream.onerror = () => say("Not connected; trying again …");
-stream.addEventListener("rows", (event) => {
-  const rows = JSON.parse(event.data);
-  if (one) {
-    if (one.dataset.sandbox in rows) refreshOne();
-    return;
-  }
-  for (const [id, html] of Object.entries(rows)) replaceRow(id, html);
-  filter();
-});
-stream.addEventListener("status", (event) => {
-  const status = byId("status");
-  if (!status) return;
-  const fresh = document.createElement("div");
-  fresh.innerHTML = JSON.parse(event.data);
-  refill(status, fresh);
-});
+let after = (table || one).dataset.after;
+function connect() {
+  const stream = new EventSource("/events?after=" + after);
+  stream.onopen = () => say("Live");
+  stream.onerror = () => {
+    say("Not connected; trying again …");
+    // A lost connection is tried again by the browser. An answer that is an error, as of a proxy before the service, is not.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+  };
+  stream.addEventListener("rows", (event) => {
+    after = event.lastEventId;
+    const rows = JSON.parse(event.data);
+    if (one) {
+      if (one.dataset.sandbox in rows) refreshOne();
+      return;
+    }
+    for (const [id, html] of Object.entries(rows)) replaceRow(id, html);
+    filter();
+  });
+  stream.addEventListener("status", (event) => {
+    const status = byId("status");
+    if (!status) return;
+    const fresh = document.createElement("div");
+    fresh.innerHTML = JSON.parse(event.data);
+    refill(status, fresh);
+  });
+}
+connect();
