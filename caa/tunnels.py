@@ -19,7 +19,7 @@ from caa.podnetwork import tunnel, worker
 from caa.podnetwork.config import FIRST_TUNNEL_ID, PodNetwork, from_json
 from caa.podnetwork.errors import PodNetworkError
 from caa.podnetwork.worker import TunnelSettings
-from caa.sandbox import Sandbox
+from caa.sandbox import Sandbox, SandboxState
 from caa.threads import Threads
 from providers.base import OwnerScope
 
@@ -93,14 +93,17 @@ class Tunnels:
             yield tunnel_id
 
     async def setup(self, sandbox: Sandbox, addresses: Sequence[str]) -> bool:
-        """Build the tunnel to the VM with these addresses, or mend it. Raises PodNetworkError.
+        """Build the tunnel to the VM with these addresses, or mend it; nothing for a sandbox that ends.
 
-        False if the pod is not told of its VM yet, which needs another call.
+        False if the pod is not told of its VM yet, which needs another call. Raises PodNetworkError, and
+        UnavailableError when the ledger cannot be used.
         """
         if sandbox.pod_network is None:
             return True
         network = from_json(sandbox.pod_network)
         async with self._alone(sandbox.id):
+            if not await self._wanted(sandbox.id):
+                return True
             await self._threads.run(tunnel.setup, sandbox.netns_path, addresses, network)
             try:
                 await self._metadata.open(sandbox, network)
@@ -133,6 +136,11 @@ class Tunnels:
     def _alone(self, sandbox_id: str) -> asyncio.Lock:
         """A stop may come while a start builds the tunnel, or a look mends it."""
         return self._locks.setdefault(sandbox_id, asyncio.Lock())
+
+    async def _wanted(self, sandbox_id: str) -> bool:
+        """Who asks for a tunnel may have read the ledger before the end began, and come here after it."""
+        now = await self._ledger_threads.run(self._ledger.sandbox, sandbox_id)
+        return now is not None and now.state in (SandboxState.STARTING, SandboxState.RUNNING)
 
     async def _usable(self, tunnel_id: int) -> bool:
         try:

@@ -6,13 +6,15 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from caa.agentproxy.control import ProxyControl
 from caa.ttrpc.frames import StatusError
 
-# A Python process with few imports listens after about 0.2 s; a loaded machine gets ten times the patience twice over.
-START_SECONDS = 5.0
+# A Python process with few imports listens after about 0.2 s. A node that boots, with all its pods at once, may need
+# many times that; and giving up sooner wins nothing, for a process that has ended is not waited for.
+START_SECONDS = 30.0
 POLL_SECONDS = 0.02
 # One that somebody else starts comes from the same image on the same machine, so about when this process does.
 OTHER_START_SECONDS = 60.0
@@ -29,7 +31,8 @@ async def ensure_proxy(run_dir: Path, state_dir: Path) -> None:
     if await _answers(run_dir):
         return
     process = await asyncio.to_thread(_spawn, run_dir, state_dir)
-    for _ in range(int(START_SECONDS / POLL_SECONDS)):
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         if await _answers(run_dir):
             return
         if process.poll() not in (None, 0):  # 0: another one was quicker, which answers soon
@@ -40,7 +43,8 @@ async def ensure_proxy(run_dir: Path, state_dir: Path) -> None:
 
 async def await_proxy(run_dir: Path) -> None:
     """Return when a proxy answers that somebody else starts. Raises OSError if none does for OTHER_START_SECONDS."""
-    for _ in range(int(OTHER_START_SECONDS / OTHER_POLL_SECONDS)):
+    deadline = time.monotonic() + OTHER_START_SECONDS
+    while time.monotonic() < deadline:
         if await _answers(run_dir):
             return
         await asyncio.sleep(OTHER_POLL_SECONDS)

@@ -144,7 +144,7 @@ class FakeGuests:
     ) -> None:
         self.server.__exit__(kind, value, trace)
 
-    def wait_for_log(self, text: str, seconds: float = 15.0) -> None:
+    def wait_for_log(self, text: str, seconds: float = 60.0) -> None:
         """Until the process wrote that; it says which instances have no guest, and why."""
         deadline = time.monotonic() + seconds
         while text not in self.server.log_tail():

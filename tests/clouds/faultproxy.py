@@ -36,6 +36,8 @@ _READ_SIZE = 1 << 16
 # No emulator takes this long; a backend that hangs must not hang the test.
 _BACKEND_SECONDS = 120.0
 _THREAD_SECONDS = 60.0
+# How often a request that is held up looks whether it may go on.
+_HOLD_LOOK_SECONDS = 0.02
 # Of one hop only (RFC 9110, 7.6.1); bodies are passed on whole, so their framing is made anew.
 _HOP_HEADERS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"te", b"upgrade"})
 
@@ -57,6 +59,7 @@ class Fault(enum.StrEnum):
     STATUS = "status"  # this status and body instead of the backend's
     TRUNCATE = "truncate"  # half of the reply's body, then the end; at AFTER only
     DELAY = "delay"  # `seconds` later than it would be, otherwise unharmed
+    HOLD = "hold"  # not before `release`, otherwise unharmed
     CALL = "call"  # `call` runs. At BEFORE and AFTER the connection is then reset: who called is taken to be dead
 
 
@@ -90,6 +93,11 @@ class Rule:
     call: Callable[[Exchange], None] | None = None
     seen: int = 0  # requests that matched
     fired: int = 0
+    released: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def release(self) -> None:
+        """Let go on what is held up, and hold up nothing any more."""
+        self.released.set()
 
     def __post_init__(self) -> None:
         if self.phase is Phase.DONE and self.fault is not Fault.CALL:
@@ -246,12 +254,12 @@ class FaultProxy:
         self._clients.add(task)
         task.add_done_callback(ended)
 
-    def _begin(self, method: str, url: str, body: bytes) -> tuple[Exchange, Record, dict[Phase, Rule]]:
+    def _begin(self, method: str, url: str, body: bytes, key_id: str) -> tuple[Exchange, Record, dict[Phase, Rule]]:
         action = self._action(method, url, body)
         with self._lock:
             self._count += 1
             exchange = Exchange(self._count, method, url, body, action)
-            record = Record(exchange.number, action, at=time.monotonic(), body=body)
+            record = Record(exchange.number, action, at=time.monotonic(), body=body, key_id=key_id)
             self._records.append(record)
             chosen: dict[Phase, Rule] = {}
             for rule in self._rules:
@@ -326,9 +334,9 @@ class _Client:
         return b"".join(parts)
 
     async def _exchange(self, request: h11.Request, body: bytes) -> None:
-        exchange, record, rules = self.proxy._begin(request.method.decode(), request.target.decode(), body)
         signature = dict(request.headers).get(b"authorization", b"").decode()
-        record.key_id = signature.partition("Credential=")[2].partition("/")[0]
+        key_id = signature.partition("Credential=")[2].partition("/")[0]
+        exchange, record, rules = self.proxy._begin(request.method.decode(), request.target.decode(), body, key_id)
         reply: _Reply | None = None
         before = rules.get(Phase.BEFORE)
         if before is not None:
@@ -353,6 +361,10 @@ class _Client:
         record.phase, record.outcome = rule.phase, rule.fault.value
         if rule.fault is Fault.DELAY:
             await asyncio.sleep(rule.seconds)
+            return None
+        if rule.fault is Fault.HOLD:
+            while not rule.released.is_set():
+                await asyncio.sleep(_HOLD_LOOK_SECONDS)
             return None
         if rule.fault is Fault.STATUS:
             return _Reply(rule.status, [(b"Content-Type", rule.content_type.encode())], rule.reply)

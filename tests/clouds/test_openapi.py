@@ -57,7 +57,7 @@ def api_schema(aws_emulator: AwsEmulator, ec2: Any, tmp_path_factory: pytest.Tem
         FakeGuests(aws_emulator.url),
         pod_service(account, aws_emulator.url, CAA_API_LISTEN=listen, CAA_API_TOKEN_FILE=str(token)) as service,
     ):
-        document = httpx.get(f"http://{listen}/openapi.json", headers=HEADERS, trust_env=False).json()
+        document = httpx.get(f"http://{listen}/openapi.json", headers=HEADERS, timeout=60, trust_env=False).json()
         for operation in (one for item in document["paths"].values() for one in item.values()):
             # "Any other error" would have every status described; nothing here is unforeseen.
             del operation["responses"]["default"]
@@ -138,5 +138,6 @@ def test_every_operation_refuses_a_caller_without_the_token(api_schema: Any) -> 
         operation = result.ok()
         if operation.path in OPEN_PATHS:  # probes hold no secret
             continue
-        answer = httpx.request(operation.method.upper(), f"{operation.base_url}{operation.path}", trust_env=False)
+        url = f"{operation.base_url}{operation.path}"
+        answer = httpx.request(operation.method.upper(), url, timeout=60, trust_env=False)
         assert answer.status_code == 401, operation.path

@@ -27,8 +27,8 @@ from tests.lab.service import ServiceProcess, new_id
 
 # Offered in other regions only, as the emulator's tables have it.
 TYPE_OF_OTHER_REGIONS = "hpc7a.96xlarge"
-# A failed start had nothing made, so its end asks EC2 nothing.
-ENDED_SECONDS = 20.0
+# A failed start had nothing made, so its end asks EC2 nothing; only a failing test waits this long.
+ENDED_SECONDS = 60.0
 # Code of EC2, its HTTP status, what EC2 says, the service's reason word, what its sentence must name.
 REFUSALS = [
     ("InvalidAMIID.NotFound", 400, "The image id '[ami-1]' does not exist", "ImageMissing", "PODVM_AMI_ID=ami-"),

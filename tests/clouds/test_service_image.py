@@ -11,10 +11,10 @@ import boto3  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
 from tests.clouds.aws.account import Account
-from tests.clouds.faultproxy import Fault, FaultProxy, Phase
+from tests.clouds.faultproxy import Fault, FaultProxy, Phase, Rule
 from tests.clouds.imagelab import make_disk
 from tests.clouds.podworld import alive, service_directory, service_environ
-from tests.lab.service import READY_SECONDS, ServiceProcess, new_id
+from tests.lab.service import READY_SECONDS, ServiceProcess, accepts, new_id
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def slow(proxy: FaultProxy) -> None:
-    """Uploads take their time, so that there is something to see."""
-    proxy.add(Fault.DELAY, Phase.BEFORE, method="PUT", seconds=2.0, times=None)
+def upload(proxy: FaultProxy) -> Rule:
+    """Held up until it is released, so that there is something to see."""
+    return proxy.add(Fault.HOLD, Phase.BEFORE, method="PUT", times=None)
 
 
 @contextlib.contextmanager
@@ -43,20 +43,20 @@ def unready_service(account: Account, proxy: FaultProxy, disk: Path, **keys: str
 
 
 @pytest.fixture
-def service(account: Account, proxy: FaultProxy, disk: Path, slow: None) -> Iterator[ServiceProcess]:
+def service(account: Account, proxy: FaultProxy, disk: Path, upload: Rule) -> Iterator[ServiceProcess]:
     with unready_service(account, proxy, disk) as made:
         yield made
 
 
 def wait_until_it_listens(service: ServiceProcess) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while not service.api_socket.exists():
+    while not accepts(service.api_socket):
         assert time.monotonic() < deadline, service.log_tail()
         time.sleep(0.05)
 
 
 def test_starts_are_put_off_while_the_image_is_built_and_work_without_a_restart_when_it_is_there(
-    account: Account, service: ServiceProcess
+    account: Account, upload: Rule, service: ServiceProcess
 ) -> None:
     wait_until_it_listens(service)
     early = new_id()
@@ -71,6 +71,7 @@ def test_starts_are_put_off_while_the_image_is_built_and_work_without_a_restart_
         assert ready.status_code == 503
         assert any("image" in why for why in ready.json()["reasons"])
         assert client.get("/v1/image/status").json()["ready"] is None
+    upload.release()
     service.wait_ready()
     service.start_sandbox(early)
     assert list(alive(account).values()) == [early]
@@ -94,7 +95,11 @@ def test_without_an_image_one_is_built_once_written_back_and_used_without_a_rest
         service.create(sandbox, "web")
         service.start_sandbox(sandbox)
         (launched,) = account.instances()
-        assert launched["ImageId"] == (keys / "PODVM_AMI_ID").read_text()
+        # The service uses what the ledger has; whoever built it writes it back just after that.
+        deadline = time.monotonic() + READY_SECONDS
+        while (keys / "PODVM_AMI_ID").read_text() != launched["ImageId"]:
+            assert time.monotonic() < deadline, (keys / "PODVM_AMI_ID").read_text()
+            time.sleep(0.05)
         assert account.emulator.counters()["calls"]["RegisterImage"] == 1
 
 

@@ -17,7 +17,7 @@ from tests.clouds.podworld import CLUSTER, NODE, service_directory
 from tests.lab.forkserver import ForkedService, ForkServer
 from tests.lab.service import ServiceProcess, new_id
 
-ENDED_SECONDS = 30.0
+ENDED_SECONDS = 60.0
 CREATE = "^CreateInstance$"
 
 

@@ -92,6 +92,7 @@ def test_while_the_proxy_is_away_no_other_is_started_and_its_successor_carries_o
         time.sleep(0.1)
     assert not (service.run_dir / "proxy.log").exists()
     assert health(service, "proxy").returncode == 3
+    deadline = time.monotonic() + PATIENCE_S
     with proxy_process(service) as second:
         assert service.sandbox(sandbox)["state"] == "running"
         while not agent_of(service, sandbox):

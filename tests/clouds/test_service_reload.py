@@ -207,6 +207,9 @@ def test_new_credentials_apply_without_a_restart_and_are_shown_nowhere(world: Wo
     world.secret.write({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7ROTATED", "AWS_SECRET_ACCESS_KEY": "rotated-secret"})
     now = wait_for(service, lambda now: now["generation"] == 2)
     assert "AKIAIOSFODNN7ROTATED" in world.key_ids()
+    # A list that was under way with the old ones is over when this one is.
+    with service.rest() as client:
+        checked(client.get("/v1/audit"))
     world.proxy.clear()
     sandbox_id = start_one(service)
     service.stop_sandbox(sandbox_id)

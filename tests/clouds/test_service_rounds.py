@@ -15,7 +15,7 @@ from tests.clouds.podworld import alive, pod_service
 from tests.lab.service import ServiceProcess, new_id
 
 # A round follows another after 5 s; only a failing test waits this long.
-PATIENCE = 30.0
+PATIENCE = 60.0
 WAITING_FOR_ATTEMPTS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'attempts'::regclass"
 
 

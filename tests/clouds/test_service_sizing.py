@@ -110,7 +110,7 @@ def test_an_image_boots_only_types_of_its_architecture_and_only_if_it_is_allowed
             sandbox_id, answer = begin_start(service, {IMAGE: image})
             assert (answer.status_code, answer.json()["reason"]) == (status, reason), answer.text
             assert image in answer.json()["detail"] or reason == "NoInstanceType"
-            service.wait_for_state(sandbox_id, {"failed"}, 20)
+            service.wait_for_state(sandbox_id, {"failed"}, 60)
     assert not launches(account, proxy)
 
 
@@ -129,7 +129,7 @@ def test_no_more_pod_vms_than_the_limit_also_when_all_start_at_once(account: Acc
         with pytest.raises(StatusError, match=r"LimitReached: this node has 3 pod VMs"):
             service.start_vm(create_as_shim(service, "one-more"))
         refused = next(one for one, answer in zip(burst.ids, burst.answers, strict=True) if not answer.is_success)
-        row = service.wait_for_state(refused, {"failed"}, 20)
+        row = service.wait_for_state(refused, {"failed"}, 60)
         assert row["failure"] == {"reason": "LimitReached", "detail": said}
         assert row["attempts"] == 0
 

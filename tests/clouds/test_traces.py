@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -77,6 +78,11 @@ def attributes(given: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in given}
 
 
+def at(event: dict[str, Any]) -> int:
+    """When an event of the trail was, in nanoseconds as spans have it."""
+    return int(datetime.fromisoformat(event["at"]).timestamp() * 1_000_000) * 1000
+
+
 @contextmanager
 def collecting() -> Iterator[Collector]:
     """A collector on loopback."""
@@ -85,8 +91,8 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            collector.bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
             collector.headers.append(dict(self.headers))
+            collector.bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -146,7 +152,11 @@ def test_a_start_is_one_trace_with_its_phases_and_a_refused_offering(
         assert {span["parent"] for span in below} == {root["id"]}
         assert below[0]["begin"] == root["begin"]
         assert all(one["end"] == next_one["begin"] for one, next_one in itertools.pairwise(below))
-        assert abs(below[-1]["end"] - root["end"]) < 1_000_000_000
+        # The agent answered when the trail says so; then the start was recorded, and over.
+        told = {event["kind"]: event for event in service.events(ran)}
+        answered = at(told["AddressKnown"]) + round(told["Running"]["data"]["agent_seconds"] * 1e9)
+        assert abs(below[-1]["end"] - min(answered, root["end"])) < 1_000_000
+        assert root["end"] == at(told["Running"])
         refused, accepted = (span for span in below if span["name"] == "launch")
         assert (refused["failed"], refused["caa.zone"]) == (True, first)
         assert refused["caa.outcome"] == "InsufficientInstanceCapacity"
@@ -160,6 +170,7 @@ def test_a_start_is_one_trace_with_its_phases_and_a_refused_offering(
         assert SECRET.encode() not in sent
         assert b"PRIVATE KEY" not in sent
         assert b"write_files" not in sent
+        service.stop()  # so no line of the log is half written
         # The log tells the same events, each line with the whole id of its sandbox.
         lines = [json.loads(line) for line in service.log_file.read_text().splitlines()]
         for sandbox_id, word in ((ran, "Running: "), (failed, "NoInstanceType: ")):

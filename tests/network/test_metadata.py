@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from caa.metadata import server
 from caa.podnetwork import metadatadoor
+from caa.sandbox import SandboxState
 from tests.network.metadataworld import World, curl, world
 from tests.network.topology import OUTSIDE_ADDRESS, Pod, echo_server, exchange, run, sysctl, tc_filters, within
 
@@ -314,6 +316,14 @@ def test_a_stop_that_comes_while_the_tunnel_is_built_or_mended_leaves_nothing(fr
         fresh.do(both())
         assert "vxlan1" not in run("ip", "-n", pod.netns, "link")
         assert "peerpod" not in run("ip", "netns", "exec", fresh.topology.worker, "iptables-save", "-t", "raw")
+
+
+def test_a_look_after_tunnels_that_comes_after_the_end_began_makes_none(fresh: World) -> None:
+    pod = fresh.pod(2)
+    fresh.ledger.save_sandbox(replace(fresh.sandboxes[2], state=SandboxState.STOPPING))
+    fresh.do(fresh.tunnels.teardown(fresh.sandboxes[2]))
+    assert fresh.setup(2)
+    assert "vxlan1" not in run("ip", "-n", pod.netns, "link")
 
 
 def test_a_namespace_without_ipv6_is_served_over_ipv4(fresh: World) -> None:

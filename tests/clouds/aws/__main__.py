@@ -52,6 +52,7 @@ class Application:
         self._control = Control(self._conditions, self._overlay, region)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         length = int(environ.get("CONTENT_LENGTH") or 0)
@@ -67,13 +68,16 @@ class Application:
             return [answer]
         environ["wsgi.input"] = io.BytesIO(body)
         ebs = self._overlay.ebs
-        ebs.in_flight += path.startswith("/snapshots/")
-        ebs.most_in_flight = max(ebs.most_in_flight, ebs.in_flight)
+        block = path.startswith("/snapshots/")
+        with self._counting:
+            ebs.in_flight += block
+            ebs.most_in_flight = max(ebs.most_in_flight, ebs.in_flight)
         try:
             with self._lock:
                 return self._answer_cloud(environ, body, start_response)
         finally:
-            ebs.in_flight -= path.startswith("/snapshots/")
+            with self._counting:
+                ebs.in_flight -= block
 
     def _answer_cloud(self, environ: dict[str, Any], body: bytes, start_response: StartResponse) -> list[bytes]:
         action = _action(environ, body)
