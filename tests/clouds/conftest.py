@@ -19,6 +19,7 @@ from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
 from tests.clouds.ibm.emulator import IbmEmulator
 from tests.clouds.ibm_lab import IbmLab
+from tests.lab.forkserver import ForkServer
 from tests.ledger.postgresql import Server
 
 
@@ -106,3 +107,10 @@ def postgresql_ledger(postgresql: Server) -> str:
     done = subprocess.run(command, env={**os.environ, "CAA_LEDGER_URL": url}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return url
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Starts services quickly."""
+    with ForkServer() as forks:
+        yield forks

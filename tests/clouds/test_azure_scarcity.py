@@ -19,8 +19,8 @@ from caa.sizing import MEMORY, VCPUS
 from tests.clouds.azure_lab import AzureLab
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import FaultProxy
-from tests.clouds.podworld import CLUSTER, NODE, callers, service_directory
-from tests.lab.forkserver import ForkedService, ForkServer
+from tests.clouds.podworld import callers, forked_service
+from tests.lab.forkserver import ForkServer
 from tests.lab.service import ServiceProcess, new_id, pod_annotations
 
 # Kubelet's runtimeRequestTimeout unless configured: it ends a start before Kata's own 600 s for StartVM do.
@@ -83,23 +83,14 @@ def proxy(azure: AzureLab) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def service(azure: AzureLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
+def service(forks: ForkServer, azure: AzureLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
     keys = {
         "CLOUD_PROVIDER": "azure",
-        "CAA_CLUSTER_ID": CLUSTER,
-        "NODE_NAME": NODE,
-        "PEERPODS_LIMIT_PER_NODE": "-1",
         "AZURE_INSTANCE_SIZE": SIZES[-1].name,
         "AZURE_INSTANCE_SIZES": ",".join(one.name for one in SIZES),
     }
-    with ForkServer() as forks, service_directory() as directory:
-        service = ForkedService(forks, directory, azure.environ(proxy.url) | keys)
-        service.start()
-        try:
-            service.wait_ready()
-            yield service
-        finally:
-            service.shut_down()
+    with forked_service(forks, azure.environ(proxy.url) | keys) as service:
+        yield service
 
 
 def test_where_one_first_attempt_in_four_succeeds_every_start_does_and_what_has_no_quota_is_never_asked_for(

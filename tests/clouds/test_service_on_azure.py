@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from caa.ttrpc.client import call_once
 from tests.clouds.azure_lab import NOTHING, AzureLab
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
-from tests.clouds.podworld import CLUSTER, NODE, service_directory, start_at_once
-from tests.lab.forkserver import ForkedService, ForkServer
+from tests.clouds.podworld import forked_service, start_at_once, started
+from tests.lab.forkserver import ForkServer
 from tests.lab.service import ServiceProcess, new_id
 
 ENDED_SECONDS = 60.0
@@ -39,38 +39,17 @@ def proxy(azure: AzureLab) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    """Starts services quickly."""
-    with ForkServer() as forks:
-        yield forks
-
-
-@contextmanager
-def service_on(forks: ForkServer, azure: AzureLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceProcess]:
+def service_on(
+    forks: ForkServer, azure: AzureLab, proxy: FaultProxy, **keys: str
+) -> AbstractContextManager[ServiceProcess]:
     """A service that is ready, with keys that add or replace."""
-    own = {"CLOUD_PROVIDER": "azure", "CAA_CLUSTER_ID": CLUSTER, "NODE_NAME": NODE, "PEERPODS_LIMIT_PER_NODE": "-1"}
-    with service_directory() as directory:
-        service = ForkedService(forks, directory, azure.environ(proxy.url) | own | keys)
-        service.start()
-        try:
-            service.wait_ready()
-            yield service
-        finally:
-            service.shut_down()
+    return forked_service(forks, azure.environ(proxy.url) | {"CLOUD_PROVIDER": "azure"} | keys)
 
 
 @pytest.fixture
 def service(forks: ForkServer, azure: AzureLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
     with service_on(forks, azure, proxy) as service:
         yield service
-
-
-def started(service: ServiceProcess, pod: str = "web", annotations: dict[str, str] | None = None) -> str:
-    sandbox_id = new_id()
-    service.create(sandbox_id, pod, annotations)
-    service.start_sandbox(sandbox_id)
-    return sandbox_id
 
 
 def kinds_of(service: ServiceProcess, sandbox_id: str) -> list[str]:

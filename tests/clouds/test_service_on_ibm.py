@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -13,8 +13,8 @@ from caa.sizing import IMAGE, MACHINE_TYPE
 from tests.clouds.fakeguest import FakeGuests
 from tests.clouds.faultproxy import Fault, FaultProxy, Phase
 from tests.clouds.ibm_lab import TYPE, IbmLab
-from tests.clouds.podworld import CLUSTER, NODE, service_directory
-from tests.lab.forkserver import ForkedService, ForkServer
+from tests.clouds.podworld import forked_service, started
+from tests.lab.forkserver import ForkServer
 from tests.lab.service import ServiceProcess, new_id
 
 ENDED_SECONDS = 60.0
@@ -30,43 +30,17 @@ def proxy(ibm: IbmLab) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    """Starts services quickly."""
-    with ForkServer() as forks:
-        yield forks
-
-
-@contextmanager
-def service_on(forks: ForkServer, ibm: IbmLab, proxy: FaultProxy, **keys: str) -> Iterator[ServiceProcess]:
+def service_on(
+    forks: ForkServer, ibm: IbmLab, proxy: FaultProxy, **keys: str
+) -> AbstractContextManager[ServiceProcess]:
     """A service that is ready, with keys that add or replace."""
-    environ = ibm.environ(proxy.url) | {
-        "CLOUD_PROVIDER": "ibmcloud",
-        "CAA_CLUSTER_ID": CLUSTER,
-        "NODE_NAME": NODE,
-        **keys,
-    }
-    with service_directory() as directory:
-        service = ForkedService(forks, directory, environ)
-        service.start()
-        try:
-            service.wait_ready()
-            yield service
-        finally:
-            service.shut_down()
+    return forked_service(forks, ibm.environ(proxy.url) | {"CLOUD_PROVIDER": "ibmcloud"} | keys)
 
 
 @pytest.fixture
 def service(forks: ForkServer, ibm: IbmLab, proxy: FaultProxy) -> Iterator[ServiceProcess]:
     with service_on(forks, ibm, proxy) as service:
         yield service
-
-
-def started(service: ServiceProcess, pod: str = "web", annotations: dict[str, str] | None = None) -> str:
-    sandbox_id = new_id()
-    service.create(sandbox_id, pod, annotations)
-    service.start_sandbox(sandbox_id)
-    return sandbox_id
 
 
 def refused(service: ServiceProcess, sandbox_id: str, annotations: dict[str, str] | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from tests.clouds.aws.conditions import EC2_LIMITS, MAX_PAGE
+from tests.clouds.emulated import Controls
 from tests.clouds.process import ServerProcess
 
 REGION = "us-east-1"
@@ -32,7 +32,7 @@ class Seed:
         return list(self.subnets)
 
 
-class AwsEmulator:
+class AwsEmulator(Controls):
     """Context manager: the process runs inside it. Starts without limits, delays, or anything seeded."""
 
     def __init__(self, region: str = REGION) -> None:
@@ -74,23 +74,9 @@ class AwsEmulator:
         """A network 127.50.0.0/16 with a subnet of `subnet_bits` in each zone, a group, a key pair and two images."""
         return Seed(**self._do("seed", zones=zones, subnet_bits=subnet_bits))
 
-    def stop_clock(self) -> None:
-        """From now on only `advance` lets time pass."""
-        self._do("clock", running=False)
-
-    def run_clock(self) -> None:
-        self._do("clock", running=True)
-
-    def advance(self, seconds: float) -> None:
-        self._do("advance", seconds=seconds)
-
     def delays(self, pending: float = 0.0, boot: float = 0.0, shutting_down: float = 0.0) -> None:
         """Seconds from launch to running, from there to an answering guest, from terminate to terminated."""
         self._do("delays", pending=pending, boot=boot, shutting_down=shutting_down)
-
-    def capacity(self, *rules: dict[str, Any]) -> None:
-        """Rules of instance_type, zone, market (each "*" unless given) and remaining (0). None: endless capacity."""
-        self._do("capacity", rules=list(rules))
 
     def quota(self, **vcpus: int) -> None:
         """`on_demand` and `spot` vCPUs; a market that is not given has no quota."""
@@ -99,10 +85,6 @@ class AwsEmulator:
     def limits(self, limits: dict[str, tuple[float, float]] | None = None) -> None:
         """Request limits, EC2's own unless given; {} for none."""
         self._do("limits", limits=EC2_LIMITS if limits is None else limits)
-
-    def staleness(self, calls: int = 0, seconds: float = 0.0, terminate: bool = False) -> None:
-        """How long lists do not know a new instance; with `terminate` TerminateInstances does not either."""
-        self._do("staleness", calls=calls, seconds=seconds, terminate=terminate)
 
     def page_size(self, size: int = MAX_PAGE) -> None:
         self._do("page_size", size=size)
@@ -119,17 +101,6 @@ class AwsEmulator:
         """Let EC2 end an instance by itself, e.g. "Server.SpotInstanceTermination"."""
         self._do("end", instance_id=instance_id, code=code, message=message)
 
-    def user_data(self, instance_id: str) -> bytes:
-        return base64.b64decode(self._do("user_data", instance_id=instance_id)["user_data"])
-
     def guests(self) -> dict[str, str]:
         """Address, private or public -> id of the instance whose guest answers there now."""
         return dict(self._do("guests")["guests"])
-
-    def reset(self) -> None:
-        self._do("reset")
-
-    def _do(self, verb: str, **arguments: Any) -> Any:
-        response = self._http.post(f"/_control/{verb}", json=arguments)
-        assert response.is_success, f"{verb}: {response.text}"
-        return response.json()

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import ssl
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import httpx
-
-from tests.clouds.faultproxy import FaultProxy, make_tls
+from tests.clouds.emulated import TlsEmulator
 from tests.clouds.ibm.api import API_KEY
 from tests.clouds.ibm.conditions import MAX_PAGE
 from tests.clouds.ibm.names import name_of
-from tests.clouds.process import ServerProcess
 
 REGION = "us-south"
 
@@ -39,48 +30,17 @@ class Seed:
         return list(self.subnets)
 
 
-class IbmEmulator:
-    """Context manager: the process runs inside it. Starts without limits, delays, or anything seeded."""
+class IbmEmulator(TlsEmulator):
+    """One region. What may be kept (`keeping`): virtual_network_interfaces, volumes."""
 
     def __init__(self, region: str = REGION) -> None:
+        super().__init__("tests.clouds.ibm", name_of, "--region", region)
         self.region = region
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> IbmEmulator:
-        with contextlib.ExitStack() as stack:
-            self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibm-")))
-            self._tls, self.ca_file = make_tls(self.directory)
-            pair = str(self.directory / "server.pem")
-            arguments = ["--region", self.region, "--pair", pair]
-            self.server = stack.enter_context(ServerProcess("tests.clouds.ibm", arguments))
-            self.port, self.control_port = (int(port) for port in self.server.ready_line.split())
-            self._http = stack.enter_context(httpx.Client(base_url=self.control_url, timeout=60, trust_env=False))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    @property
-    def url(self) -> str:
-        return f"https://localhost:{self.port}"
-
-    @property
-    def control_url(self) -> str:
-        """Where guests ask, and where the worker's metadata is."""
-        return f"http://127.0.0.1:{self.control_port}"
 
     @property
     def object_storage_url(self) -> str:
         """Of S3 clients, path style."""
         return f"{self.url}/cos"
-
-    def proxy(self) -> FaultProxy:
-        """A way to the cloud that may be broken, and knows requests by their names."""
-        trust = ssl.create_default_context(cafile=str(self.ca_file))
-        return FaultProxy(self.url, self._tls, trust, action=name_of)
 
     def environ(self, url: str = "") -> dict[str, str]:
         """What leads a provider here, or to `url` (a proxy), and nowhere else. Tags always come here."""
@@ -118,16 +78,6 @@ class IbmEmulator:
         """The worker's own instance, as its metadata tells it."""
         self._do("worker", document=document)
 
-    def stop_clock(self) -> None:
-        """From now on only `advance` lets time pass."""
-        self._do("clock", running=False)
-
-    def run_clock(self) -> None:
-        self._do("clock", running=True)
-
-    def advance(self, seconds: float) -> None:
-        self._do("advance", seconds=seconds)
-
     def delays(self, pending: float = 0.0, boot: float = 0.0, shutting_down: float = 0.0) -> None:
         """Seconds from the create call to running, from there to an answering guest, from deletion to gone."""
         self._do("delays", pending=pending, boot=boot, shutting_down=shutting_down)
@@ -136,33 +86,13 @@ class IbmEmulator:
         """From the import of an image until it is available."""
         self._do("image_delay", seconds=seconds)
 
-    def capacity(self, *rules: dict[str, Any]) -> None:
-        """Rules of instance_type, zone (each "*" unless given) and remaining (0). None: endless capacity."""
-        self._do("capacity", rules=list(rules))
-
-    def failing(self, *rules: dict[str, Any]) -> None:
-        """As `capacity`; but such instances are accepted, and fail afterwards."""
-        self._do("failing", rules=list(rules))
-
     def quota(self, vcpus: int | None) -> None:
         """vCPUs of all instances."""
         self._do("quota", vcpus=vcpus)
 
-    def limits(self, limits: dict[str, tuple[float, float]], retry_after: int = 1) -> None:
-        """Request name -> (burst, requests a second)."""
-        self._do("limits", limits=limits, retry_after=retry_after)
-
-    def staleness(self, calls: int = 0, seconds: float = 0.0, terminate: bool = False) -> None:
-        """How long lists do not know a new instance; with `terminate` DELETE does not either."""
-        self._do("staleness", calls=calls, seconds=seconds, terminate=terminate)
-
     def late_addresses(self) -> None:
         """From now on an instance has its address only when it runs."""
         self._do("late_addresses")
-
-    def keeping(self, *kinds: str) -> None:
-        """From now on these stay when their instance goes: virtual_network_interfaces, volumes."""
-        self._do("keeping", kinds=list(kinds))
 
     def page_size(self, size: int = MAX_PAGE) -> None:
         self._do("page_size", size=size)
@@ -184,17 +114,6 @@ class IbmEmulator:
         """All of a collection, such as "volumes"."""
         return list(self._do("resources", kind=kind))
 
-    def user_data(self, instance_id: str) -> bytes:
-        return base64.b64decode(self._do("user_data", instance_id=instance_id)["user_data"])
-
     def stop(self, instance_id: str, status: str = "stopped") -> None:
         """Let an instance end by itself."""
         self._do("stop", instance_id=instance_id, status=status)
-
-    def reset(self) -> None:
-        self._do("reset")
-
-    def _do(self, verb: str, **arguments: Any) -> Any:
-        response = self._http.post(f"/_control/{verb}", json=arguments)
-        assert response.is_success, f"{verb}: {response.text}"
-        return response.json()
