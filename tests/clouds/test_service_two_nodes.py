@@ -29,7 +29,7 @@ NODES = ("worker-1", "worker-2")
 ORPHAN_SECONDS = 75.0
 ENDED_SECONDS = 60.0
 # The service's bucket and EC2's run by different clocks, and a call is on its way for a moment: so many launches for a
-# second that the first of them took longer than the later ones. Two buckets in place of one would be beyond by 10.
+# second that the first of them took longer than the later ones. With a bucket for each node 9 were refused.
 A_FEW = 5
 
 

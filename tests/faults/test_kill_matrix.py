@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import os
 import re
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ CALLER_SECONDS = 60.0
 # A cloud has no instance of a launch when lists were without it for its `lag`, at most 30 s; the service asks ever more
 # seldom.
 GIVEN_UP_SECONDS = 150.0
-# The promise, of the median: a case that shares two cores with other tests may take longer, to a minute at most.
+# The promise, of nine cases in ten: one that shares two cores with other tests may take longer, to a minute at most.
 PROMISED_SECONDS = 10.0
 
 
@@ -278,7 +277,8 @@ def test_soon_after_a_restart_all_is_as_it_must_be(
     ended = [case for case, outcome in outcomes.items() if case.cloud == cloud and outcome.exception() is None]
     if not ended:
         pytest.skip("no case was asked for")
-    seconds = statistics.median(worlds.seconds[case] for case in ended)
-    longest = max(worlds.seconds[case] for case in ended)
-    record_property("measured", f"{cloud}: all held {seconds:.1f} s after the restart, at the latest {longest:.1f} s")
-    assert seconds <= PROMISED_SECONDS
+    seconds = sorted(worlds.seconds[case] for case in ended)
+    most, longest = seconds[len(seconds) * 9 // 10], seconds[-1]
+    text = f"{cloud}: all held {most:.1f} s after the restart in nine cases of ten, at the latest {longest:.1f} s"
+    record_property("measured", text)
+    assert most <= PROMISED_SECONDS
