@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -287,12 +286,6 @@ def serving(settings: Settings) -> Iterator[Service]:
     finally:
         thread.join(PATIENCE_S)
         ledger.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def sandbox_body(sandbox_id: str, pod: str = "shop/web", **annotations: str) -> dict[str, object]:

@@ -22,7 +22,8 @@ from cryptography.x509.oid import NameOID
 
 from caa.api.rest.server import RestServer
 from providers.base import ConfigError
-from tests.wire.rest_service import Service, free_port, serving, settings_in
+from tests.lab.ports import held_port
+from tests.wire.rest_service import Service, serving, settings_in
 
 
 def token_file(directory: Path, mode: int = 0o600) -> Path:
@@ -147,7 +148,7 @@ def test_signals_stay_the_services_own(tmp_path: Path) -> None:
 @pytest.fixture
 def with_token(tmp_path: Path) -> Iterator[tuple[Service, Path]]:
     token = token_file(tmp_path)
-    settings = settings_in(tmp_path, CAA_API_LISTEN=f"127.0.0.1:{free_port()}", CAA_API_TOKEN_FILE=str(token))
+    settings = settings_in(tmp_path, CAA_API_LISTEN=f"127.0.0.1:{held_port()}", CAA_API_TOKEN_FILE=str(token))
     with serving(settings) as service:
         yield service, token
 
@@ -217,7 +218,7 @@ def test_a_bad_token_file_is_refused_at_the_start_and_never_shown(tmp_path: Path
     path = tmp_path / "token"
     path.write_text(content)
     path.chmod(mode)
-    said = refused(tmp_path, CAA_API_LISTEN=f"127.0.0.1:{free_port()}", CAA_API_TOKEN_FILE=str(path))
+    said = refused(tmp_path, CAA_API_LISTEN=f"127.0.0.1:{held_port()}", CAA_API_TOKEN_FILE=str(path))
     assert said.startswith(f"CAA_API_TOKEN_FILE: {str(path)!r} ")
     assert not content or content not in said.replace(str(path), "")
 
@@ -246,7 +247,7 @@ def test_only_a_client_certificate_of_the_right_authority_lets_in(tmp_path: Path
     certificate, key = ours.issue("server")
     settings = settings_in(
         tmp_path,
-        CAA_API_LISTEN=f"127.0.0.1:{free_port()}",
+        CAA_API_LISTEN=f"127.0.0.1:{held_port()}",
         CAA_API_CERT_FILE=certificate,
         CAA_API_KEY_FILE=key,
         CAA_API_CLIENT_CA_FILE=str(ours.file),
@@ -273,7 +274,7 @@ def test_files_tls_cannot_use_are_refused_by_key(tmp_path: Path) -> None:
     _, locked_key = authority.issue("locked", password=b"secret")
     (noise := tmp_path / "noise").write_text("noise")
     base = {
-        "CAA_API_LISTEN": f"127.0.0.1:{free_port()}",
+        "CAA_API_LISTEN": f"127.0.0.1:{held_port()}",
         "CAA_API_CERT_FILE": certificate,
         "CAA_API_KEY_FILE": key,
         "CAA_API_CLIENT_CA_FILE": str(authority.file),
@@ -294,7 +295,7 @@ def test_files_tls_cannot_use_are_refused_by_key(tmp_path: Path) -> None:
 
 
 def test_metrics_and_health_may_be_served_to_anybody_and_nothing_else_with_them(tmp_path: Path) -> None:
-    with serving(settings_in(tmp_path, CAA_METRICS_LISTEN=f"127.0.0.1:{free_port()}")) as service:
+    with serving(settings_in(tmp_path, CAA_METRICS_LISTEN=f"127.0.0.1:{held_port()}")) as service:
         with httpx.Client(base_url=f"http://{service.rest.metrics_address}") as http:
             answers = {
                 path: http.get(path).status_code for path in ("/metrics", "/readyz", "/v1/sandboxes", "/", "/page")
