@@ -26,7 +26,7 @@ from providers.base import LaunchRequest, Offering, Owner
 from tests.clouds.aws.account import Account
 from tests.clouds.faultproxy import FaultProxy, Record
 from tests.lab.forkserver import ForkedService, ForkServer
-from tests.lab.service import ServiceProcess, new_id, pod_annotations, running_service
+from tests.lab.service import ServiceProcess, new_id, pod_annotations, running, running_service
 
 CLUSTER = "emulated"
 NODE = "worker"
@@ -77,14 +77,8 @@ def pod_service(account: Account, url: str, **keys: str) -> Iterator[ServiceProc
 def forked_service(forks: ForkServer, environ: dict[str, str]) -> Iterator[ServiceProcess]:
     """A service with these keys of its cloud, ready; started quickly."""
     own = {"CAA_CLUSTER_ID": CLUSTER, "NODE_NAME": NODE, "PEERPODS_LIMIT_PER_NODE": "-1"}
-    with service_directory() as directory:
-        service = ForkedService(forks, directory, own | environ)
-        service.start()
-        try:
-            service.wait_ready()
-            yield service
-        finally:
-            service.shut_down()
+    with service_directory() as directory, running(ForkedService(forks, directory, own | environ)) as service:
+        yield service
 
 
 def started(service: ServiceProcess, pod: str = "web", annotations: dict[str, str] | None = None) -> str:

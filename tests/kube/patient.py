@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.clouds.aws.account import Account
 from tests.clouds.podworld import service_directory, service_environ
-from tests.lab.service import ServiceProcess
+from tests.lab.service import ServiceProcess, running
 
 SECONDS = 60.0
 _ROOT = Path(__file__).parents[2]
@@ -33,14 +33,8 @@ class PatientService(ServiceProcess):
 def patient_service(account: Account, url: str, **keys: str) -> Iterator[ServiceProcess]:
     """As `tests.clouds.podworld.pod_service`."""
     environ = account.emulator.environ(url) | service_environ(account, **keys)
-    with service_directory() as directory:
-        service = PatientService(directory, environ)
-        service.start()
-        try:
-            service.wait_ready()
-            yield service
-        finally:
-            service.shut_down()
+    with service_directory() as directory, running(PatientService(directory, environ)) as service:
+        yield service
 
 
 def main() -> None:

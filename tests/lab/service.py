@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -227,10 +228,14 @@ def checked(response: httpx.Response) -> Any:
     return response.json()
 
 
-@contextlib.contextmanager
-def running_service(directory: Path, environ: dict[str, str]) -> Iterator[ServiceProcess]:
+def running_service(directory: Path, environ: dict[str, str]) -> AbstractContextManager[ServiceProcess]:
     """A service that is ready, and gone afterwards."""
-    service = ServiceProcess(directory, environ)
+    return running(ServiceProcess(directory, environ))
+
+
+@contextlib.contextmanager
+def running(service: ServiceProcess) -> Iterator[ServiceProcess]:
+    """The same, however it is started."""
     service.start()
     try:
         service.wait_ready()

@@ -327,12 +327,17 @@ def test_an_operator_stops_a_sandbox_after_a_second_look(operator: Page, service
     expect(operator.get_by_text("Stop …")).to_have_count(0)
 
 
+def in_need_of_an_operator(service: Service) -> None:
+    """An image that failed, and an orphan."""
+    service.images.shown = [image(ImageState.FAILED, failure="no space is left")]
+    orphan = Finding(Verdict.ORPHAN, "i-0abc belongs to no sandbox", "i-0abc", "podvm-x", "", "", "")
+    service.audit = Audit(datetime.now(UTC), (orphan,))
+
+
 def test_an_operator_puts_right_what_an_audit_found_and_has_an_image_built_again(
     operator: Page, changing: Service
 ) -> None:
-    changing.images.shown = [image(ImageState.FAILED, failure="no space is left")]
-    orphan = Finding(Verdict.ORPHAN, "i-0abc belongs to no sandbox", "i-0abc", "podvm-x", "", "", "")
-    changing.audit = Audit(datetime.now(UTC), (orphan,))
+    in_need_of_an_operator(changing)
     operator.goto("/")
     operator.get_by_text("Build it again …").click()
     with operator.expect_navigation():
@@ -347,9 +352,7 @@ def test_an_operator_puts_right_what_an_audit_found_and_has_an_image_built_again
 def test_what_an_operator_is_about_to_press_stays_open_and_has_the_focus_while_there_are_news(
     operator: Page, changing: Service
 ) -> None:
-    changing.images.shown = [image(ImageState.FAILED, failure="no space is left")]
-    orphan = Finding(Verdict.ORPHAN, "i-0abc belongs to no sandbox", "i-0abc", "podvm-x", "", "", "")
-    changing.audit = Audit(datetime.now(UTC), (orphan,))
+    in_need_of_an_operator(changing)
     operator.goto("/")
     operator.get_by_text("1 difference").click()
     button = operator.get_by_role("button", name="End orphans")
